@@ -1,0 +1,320 @@
+-- Landing tables take the raw Avro bodies (one column per field, plus where in the log the body lay); views fan them
+-- out. reason is computed once per insert: empty for a body that makes sense. Times are UTC milliseconds.
+-- 9214646400000 is limits.MAX_TIME_MS; 256, 64 and 1000 are the limits of ids, experiment ids and keys in bytes.
+
+CREATE TABLE landing_metric_batch
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    run_id String, writer Int64, first_seq Int64, sent_at Int64,
+    keys Array(LowCardinality(String)), steps Array(Int64), times Array(Int64),
+    ki Array(Int32), ci Array(Int32), values Array(Float64), seqs Array(Int64),
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        length(run_id) NOT BETWEEN 1 AND 256, 'run_id must have 1 to 256 bytes',
+        length(ki) != length(values) OR length(ci) != length(values), 'ki, ci and values differ in length',
+        length(steps) != length(times), 'steps and times differ in length',
+        notEmpty(seqs) AND length(seqs) != length(values), 'seqs and values differ in length',
+        notEmpty(ki) AND (arrayMin(ki) < 0 OR arrayMax(ki) >= length(keys)), 'ki points outside keys',
+        notEmpty(ci) AND (arrayMin(ci) < 0 OR arrayMax(ci) >= length(steps)), 'ci points outside steps',
+        notEmpty(times) AND (arrayMin(times) < 0 OR arrayMax(times) >= 9214646400000), 'a time is outside [0, year 2262)',
+        arrayExists(k -> length(k) NOT BETWEEN 1 AND 1000 OR NOT isValidUTF8(k), keys), 'a key is empty, too long or not UTF-8',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_metric_batch_points TO points AS
+SELECT run_id, key, step, fromUnixTimestamp64Milli(time, 'UTC') AS timestamp, value, writer, seq, log_partition, log_offset
+FROM
+(
+    SELECT
+        run_id, writer, log_partition, log_offset,
+        arrayMap(i -> keys[i + 1], ki) AS key_list,
+        arrayMap(i -> steps[i + 1], ci) AS step_list,
+        arrayMap(i -> times[i + 1], ci) AS time_list,
+        values,
+        if(empty(seqs), arrayMap(i -> first_seq + i, range(length(values))), seqs) AS seq_list
+    FROM landing_metric_batch
+    WHERE reason = ''
+)
+ARRAY JOIN key_list AS key, step_list AS step, time_list AS time, values AS value, seq_list AS seq;
+
+CREATE MATERIALIZED VIEW points_rollup TO rollup AS
+SELECT
+    run_id, key,
+    max((step, timestamp, if(isNaN(value), 0, value + 0.0), isNaN(value))) AS last,
+    min(value) AS min, max(value) AS max,
+    min(timestamp) AS first_timestamp, max(timestamp) AS last_timestamp
+FROM points
+GROUP BY run_id, key;
+
+CREATE MATERIALIZED VIEW landing_metric_batch_heartbeat TO run_facts AS
+SELECT run_id, max(least(sent_at, log_time)) AS heartbeat_at
+FROM landing_metric_batch WHERE reason = '' GROUP BY run_id;
+
+CREATE MATERIALIZED VIEW landing_metric_batch_rejects TO rejects AS
+SELECT 'metrics' AS stream, log_partition AS partition, log_offset, 'metric_batch' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_metric_batch WHERE reason != '';
+
+CREATE TABLE landing_run_started
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    run_id String, experiment_id String, name String, user String, source_name String, source_type String,
+    source_version String, artifact_uri String, parent_run_id String, started_at Int64,
+    time_ms Int64, seq Int64, writer Int64,
+    version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
+        length(experiment_id) NOT BETWEEN 1 AND 64, 'experiment_id must have 1 to 64 bytes',
+        time_ms < 0 OR time_ms >= 9214646400000 OR started_at < 0 OR started_at >= 9214646400000, 'a time is outside [0, year 2262)',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_run_started_runs TO run_facts AS
+SELECT run_id,
+    (bitNot(version), experiment_id, name, user, source_name, source_type, source_version, artifact_uri, parent_run_id, started_at) AS start,
+    least(time_ms, log_time) AS heartbeat_at
+FROM landing_run_started WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_run_started_experiments TO experiment_facts AS
+SELECT experiment_id, (version, run_id) AS last_start, least(time_ms, log_time) AS updated_at
+FROM landing_run_started WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_run_started_rejects TO rejects AS
+SELECT 'control' AS stream, log_partition AS partition, log_offset, 'run_started' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_run_started WHERE reason != '';
+
+CREATE TABLE landing_run_updated
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    run_id String, status String, ended_at Int64, name String, lifecycle_stage String,
+    time_ms Int64, seq Int64, writer Int64,
+    version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
+        status NOT IN ('', 'RUNNING', 'SCHEDULED', 'FINISHED', 'FAILED', 'KILLED'), 'unknown status',
+        lifecycle_stage NOT IN ('', 'active', 'deleted'), 'unknown lifecycle_stage',
+        time_ms < 0 OR time_ms >= 9214646400000 OR ended_at < -1 OR ended_at >= 9214646400000, 'a time is outside [0, year 2262)',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_run_updated_runs TO run_facts AS
+SELECT run_id,
+    if(landing_run_updated.status = '', (toUInt128(0), '', toInt64(0)), (version, landing_run_updated.status, ended_at)) AS status,
+    if(landing_run_updated.name = '', (toUInt128(0), ''), (version, landing_run_updated.name)) AS name,
+    if(lifecycle_stage = '', (toUInt128(0), ''), (version, lifecycle_stage)) AS lifecycle,
+    if(landing_run_updated.status IN ('', 'RUNNING') AND lifecycle_stage = '' AND landing_run_updated.name = '', least(time_ms, log_time), 0) AS heartbeat_at
+FROM landing_run_updated WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_run_updated_rejects TO rejects AS
+SELECT 'control' AS stream, log_partition AS partition, log_offset, 'run_updated' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_run_updated WHERE reason != '';
+
+CREATE TABLE landing_params
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    run_id String, keys Array(String), values Array(String), time_ms Int64, seq Int64, writer Int64,
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
+        length(keys) != length(values), 'keys and values differ in length',
+        arrayExists(k -> length(k) NOT BETWEEN 1 AND 1000 OR NOT isValidUTF8(k), keys), 'a key is empty, too long or not UTF-8',
+        arrayExists(v -> NOT isValidUTF8(v), values), 'a value is not UTF-8',
+        time_ms < 0 OR time_ms >= 9214646400000, 'a time is outside [0, year 2262)',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_params_facts TO param_facts AS
+SELECT run_id, key, (time_ms, seq, value) AS first, value AS smallest, value AS largest
+FROM landing_params ARRAY JOIN keys AS key, values AS value WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_params_rejects TO rejects AS
+SELECT 'control' AS stream, log_partition AS partition, log_offset, 'params' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_params WHERE reason != '';
+
+CREATE TABLE landing_run_tags
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    run_id String, keys Array(String), values Array(String), deleted_keys Array(String),
+    time_ms Int64, seq Int64, writer Int64,
+    version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
+        length(keys) != length(values), 'keys and values differ in length',
+        arrayExists(k -> length(k) NOT BETWEEN 1 AND 1000 OR NOT isValidUTF8(k), arrayConcat(keys, deleted_keys)), 'a key is empty, too long or not UTF-8',
+        arrayExists(v -> NOT isValidUTF8(v), values), 'a value is not UTF-8',
+        time_ms < 0 OR time_ms >= 9214646400000, 'a time is outside [0, year 2262)',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_run_tags_facts TO run_tag_facts AS
+SELECT run_id, key, (version, deleted, value) AS latest
+FROM landing_run_tags
+ARRAY JOIN
+    arrayConcat(keys, deleted_keys) AS key,
+    arrayConcat(values, arrayMap(k -> '', deleted_keys)) AS value,
+    arrayConcat(arrayMap(k -> 0, keys), arrayMap(k -> 1, deleted_keys)) AS deleted
+WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_run_tags_rejects TO rejects AS
+SELECT 'control' AS stream, log_partition AS partition, log_offset, 'run_tags' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_run_tags WHERE reason != '';
+
+CREATE TABLE landing_experiment_tags
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    experiment_id String, keys Array(String), values Array(String), deleted_keys Array(String),
+    time_ms Int64, seq Int64, writer Int64,
+    version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        length(experiment_id) NOT BETWEEN 1 AND 64, 'experiment_id must have 1 to 64 bytes',
+        length(keys) != length(values), 'keys and values differ in length',
+        arrayExists(k -> length(k) NOT BETWEEN 1 AND 1000 OR NOT isValidUTF8(k), arrayConcat(keys, deleted_keys)), 'a key is empty, too long or not UTF-8',
+        arrayExists(v -> NOT isValidUTF8(v), values), 'a value is not UTF-8',
+        time_ms < 0 OR time_ms >= 9214646400000, 'a time is outside [0, year 2262)',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_experiment_tags_facts TO experiment_tag_facts AS
+SELECT experiment_id, key, (version, deleted, value) AS latest
+FROM landing_experiment_tags
+ARRAY JOIN
+    arrayConcat(keys, deleted_keys) AS key,
+    arrayConcat(values, arrayMap(k -> '', deleted_keys)) AS value,
+    arrayConcat(arrayMap(k -> 0, keys), arrayMap(k -> 1, deleted_keys)) AS deleted
+WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_experiment_tags_experiments TO experiment_facts AS
+SELECT experiment_id, least(time_ms, log_time) AS updated_at
+FROM landing_experiment_tags WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_experiment_tags_rejects TO rejects AS
+SELECT 'control' AS stream, log_partition AS partition, log_offset, 'experiment_tags' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_experiment_tags WHERE reason != '';
+
+CREATE TABLE landing_experiment_created
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    experiment_id String, name String, artifact_uri String, created_at Int64, time_ms Int64, seq Int64, writer Int64,
+    version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        length(experiment_id) NOT BETWEEN 1 AND 64, 'experiment_id must have 1 to 64 bytes',
+        length(name) NOT BETWEEN 1 AND 2000 OR NOT isValidUTF8(name), 'the name is empty, too long or not UTF-8',
+        time_ms < 0 OR time_ms >= 9214646400000 OR created_at < 0 OR created_at >= 9214646400000, 'a time is outside [0, year 2262)',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_experiment_created_experiments TO experiment_facts AS
+SELECT experiment_id, (bitNot(version), name, artifact_uri, created_at) AS created, version AS last_created,
+    created_at AS updated_at
+FROM landing_experiment_created WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_experiment_created_rejects TO rejects AS
+SELECT 'control' AS stream, log_partition AS partition, log_offset, 'experiment_created' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_experiment_created WHERE reason != '';
+
+CREATE TABLE landing_experiment_updated
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    experiment_id String, name String, lifecycle_stage String, time_ms Int64, seq Int64, writer Int64,
+    version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        length(experiment_id) NOT BETWEEN 1 AND 64, 'experiment_id must have 1 to 64 bytes',
+        length(name) > 2000 OR NOT isValidUTF8(name), 'the name is too long or not UTF-8',
+        lifecycle_stage NOT IN ('', 'active', 'deleted'), 'unknown lifecycle_stage',
+        time_ms < 0 OR time_ms >= 9214646400000, 'a time is outside [0, year 2262)',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_experiment_updated_experiments TO experiment_facts AS
+SELECT experiment_id,
+    if(landing_experiment_updated.name = '', (toUInt128(0), ''), (version, landing_experiment_updated.name)) AS name,
+    if(lifecycle_stage = '', (toUInt128(0), ''), (version, lifecycle_stage)) AS lifecycle,
+    least(time_ms, log_time) AS updated_at
+FROM landing_experiment_updated WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_experiment_updated_rejects TO rejects AS
+SELECT 'control' AS stream, log_partition AS partition, log_offset, 'experiment_updated' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_experiment_updated WHERE reason != '';
+
+CREATE TABLE landing_artifact_logged
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    run_id String, path String, size_bytes Int64, digest String, deleted UInt8, time_ms Int64, seq Int64, writer Int64,
+    version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
+        length(path) NOT BETWEEN 1 AND 4000 OR NOT isValidUTF8(path), 'the path is empty, too long or not UTF-8',
+        size_bytes < 0, 'size_bytes is negative',
+        time_ms < 0 OR time_ms >= 9214646400000, 'a time is outside [0, year 2262)',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_artifact_logged_facts TO artifact_facts AS
+SELECT run_id, path, (version, deleted, size_bytes, digest, time_ms) AS latest
+FROM landing_artifact_logged WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_artifact_logged_rejects TO rejects AS
+SELECT 'control' AS stream, log_partition AS partition, log_offset, 'artifact_logged' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_artifact_logged WHERE reason != '';
+
+CREATE TABLE landing_input_logged
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    run_id String, name String, digest String, source_type String, source String, schema String, profile String,
+    context String, tags Map(String, String), time_ms Int64, seq Int64, writer Int64,
+    version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
+        length(name) NOT BETWEEN 1 AND 2000 OR NOT isValidUTF8(name), 'the name is empty, too long or not UTF-8',
+        time_ms < 0 OR time_ms >= 9214646400000, 'a time is outside [0, year 2262)',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_input_logged_facts TO input_facts AS
+SELECT run_id, name, digest, (version, source_type, source, schema, profile, context, tags, time_ms) AS latest
+FROM landing_input_logged WHERE reason = '';
+
+CREATE MATERIALIZED VIEW landing_input_logged_rejects TO rejects AS
+SELECT 'control' AS stream, log_partition AS partition, log_offset, 'input_logged' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_input_logged WHERE reason != '';
+
+CREATE TABLE landing_purged
+(
+    log_partition Int32, log_offset Int64, log_time Int64,
+    kind String, id String, time_ms Int64, seq Int64, writer Int64,
+    version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
+    reason LowCardinality(String) MATERIALIZED multiIf(
+        kind NOT IN ('run', 'experiment'), 'kind must be run or experiment',
+        length(id) NOT BETWEEN 1 AND 256, 'id must have 1 to 256 bytes',
+        time_ms < 0 OR time_ms >= 9214646400000, 'a time is outside [0, year 2262)',
+        '')
+)
+ENGINE = Null;
+
+CREATE MATERIALIZED VIEW landing_purged_runs TO purged_runs AS
+SELECT id AS run_id, version FROM landing_purged WHERE reason = '' AND kind = 'run';
+
+CREATE MATERIALIZED VIEW landing_purged_experiments TO purged_experiments AS
+SELECT id AS experiment_id, version FROM landing_purged WHERE reason = '' AND kind = 'experiment';
+
+CREATE MATERIALIZED VIEW landing_purged_rejects TO rejects AS
+SELECT 'control' AS stream, log_partition AS partition, log_offset, 'purged' AS event, reason,
+    fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
+FROM landing_purged WHERE reason != '';
