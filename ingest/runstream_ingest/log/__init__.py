@@ -8,10 +8,17 @@ from typing import Protocol
 
 from runstream_schemas.names import Stream
 
-__all__ = ["EventLog", "LogRecord", "Positions", "Unreadable"]
+__all__ = ["EventLog", "LogError", "LogRecord", "Positions", "Unreadable"]
 
 Positions = Mapping[tuple[Stream, int], int]
 """(stream, partition) -> next offset to read. A committed offset is always the next one."""
+
+
+class LogError(RuntimeError):
+    """The log is not what it was, or cannot be used at all: stop loudly, a person must look. Never transient.
+
+    A broker that is merely away is no error: `poll` returns nothing until it is back.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +51,35 @@ class Unreadable:
 
 
 class EventLog(Protocol):
-    """Tails the log on behalf of one worker. Called by one thread."""
+    """Tails the log on behalf of one worker. Called by one thread.
+
+    The worker's round: `poll`; then `lost` (drop what is unfinished there); then, if `assigned` is not empty, `start` with
+    the store's positions of those partitions (where the store cannot be asked, try again in the next round: the other
+    partitions go on).
+    """
+
+    def assigned(self) -> frozenset[tuple[Stream, int]]:
+        """Partitions given to this worker that wait for `start`; nothing of them is polled before it."""
+        ...
+
+    def start(self, positions: Positions) -> None:
+        """Begin to read all of `assigned()`, each at the smaller of the log's commit and the store's position.
+
+        Args:
+            positions: the store's next offsets (`ingest_positions`). A partition that is missing here holds nothing in
+                the store and is read from the log's beginning, whatever was committed.
+
+        Raises:
+            LogError: a position lies behind the log's end, so that this is another log than the one it was read from.
+        """
+        ...
 
     def poll(self, timeout_seconds: float) -> Sequence[LogRecord | Unreadable]:
-        """New records, in order per partition; empty when none came in time. Never skips a range silently."""
+        """New records, in order per partition; empty when none came in time. Never skips a range silently.
+
+        Raises:
+            LogError: see there (a topic was deleted or recreated, or may not be read).
+        """
         ...
 
     def lost(self) -> frozenset[tuple[Stream, int]]:
@@ -55,7 +87,11 @@ class EventLog(Protocol):
         ...
 
     def commit(self, positions: Positions) -> None:
-        """Remember next offsets, after their rows are in the store. Partitions no longer owned are left out."""
+        """Remember next offsets, after their rows are in the store. Partitions no longer owned are left out.
+
+        Never raises for a log that is away or a group that rebalances: the store's positions stand, and the next commit
+        says the same and more.
+        """
         ...
 
     def end_positions(self) -> Positions:
