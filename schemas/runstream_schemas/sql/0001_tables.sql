@@ -1,7 +1,7 @@
 -- Private tables behind the public views. Every engine is idempotent: the same rows in any order and any batching,
 -- once or many times, give the same content after a FINAL read. Versions are UInt128 (see identity.Version).
 
-CREATE TABLE points
+CREATE TABLE IF NOT EXISTS points
 (
     run_id String CODEC(ZSTD(1)),
     key LowCardinality(String) CODEC(ZSTD(1)),
@@ -18,7 +18,7 @@ PRIMARY KEY (run_id, key, step)
 ORDER BY (run_id, key, step, timestamp, writer, seq);
 
 -- One row per series. last is the largest (step, timestamp, value without NaN, is NaN).
-CREATE TABLE rollup
+CREATE TABLE IF NOT EXISTS rollup
 (
     run_id String CODEC(ZSTD(1)),
     key LowCardinality(String) CODEC(ZSTD(1)),
@@ -32,7 +32,7 @@ ENGINE = AggregatingMergeTree
 ORDER BY (run_id, key);
 
 -- One row per run. start holds the smallest version (kept as its complement, so that max keeps it and 0 is "none").
-CREATE TABLE run_facts
+CREATE TABLE IF NOT EXISTS run_facts
 (
     run_id String CODEC(ZSTD(1)),
     start SimpleAggregateFunction(max, Tuple(inverse_version UInt128, experiment_id String, name String, user String,
@@ -47,7 +47,7 @@ ENGINE = AggregatingMergeTree
 ORDER BY run_id;
 
 -- One row per experiment. last_start is the newest start of one of its runs: it restores a deleted experiment.
-CREATE TABLE experiment_facts
+CREATE TABLE IF NOT EXISTS experiment_facts
 (
     experiment_id String CODEC(ZSTD(1)),
     created SimpleAggregateFunction(max, Tuple(inverse_version UInt128, name String, artifact_uri String, created_at Int64)),
@@ -60,7 +60,7 @@ CREATE TABLE experiment_facts
 ENGINE = AggregatingMergeTree
 ORDER BY experiment_id;
 
-CREATE TABLE param_facts
+CREATE TABLE IF NOT EXISTS param_facts
 (
     run_id String CODEC(ZSTD(1)),
     key LowCardinality(String) CODEC(ZSTD(1)),
@@ -71,7 +71,7 @@ CREATE TABLE param_facts
 ENGINE = AggregatingMergeTree
 ORDER BY (run_id, key);
 
-CREATE TABLE run_tag_facts
+CREATE TABLE IF NOT EXISTS run_tag_facts
 (
     run_id String CODEC(ZSTD(1)),
     key LowCardinality(String) CODEC(ZSTD(1)),
@@ -80,7 +80,7 @@ CREATE TABLE run_tag_facts
 ENGINE = AggregatingMergeTree
 ORDER BY (run_id, key);
 
-CREATE TABLE experiment_tag_facts
+CREATE TABLE IF NOT EXISTS experiment_tag_facts
 (
     experiment_id String CODEC(ZSTD(1)),
     key String CODEC(ZSTD(1)),
@@ -89,7 +89,7 @@ CREATE TABLE experiment_tag_facts
 ENGINE = AggregatingMergeTree
 ORDER BY (experiment_id, key);
 
-CREATE TABLE artifact_facts
+CREATE TABLE IF NOT EXISTS artifact_facts
 (
     run_id String CODEC(ZSTD(1)),
     path String CODEC(ZSTD(1)),
@@ -98,7 +98,7 @@ CREATE TABLE artifact_facts
 ENGINE = AggregatingMergeTree
 ORDER BY (run_id, path);
 
-CREATE TABLE input_facts
+CREATE TABLE IF NOT EXISTS input_facts
 (
     run_id String CODEC(ZSTD(1)),
     name String CODEC(ZSTD(1)),
@@ -109,15 +109,15 @@ CREATE TABLE input_facts
 ENGINE = AggregatingMergeTree
 ORDER BY (run_id, name, digest);
 
-CREATE TABLE purged_runs (run_id String, version SimpleAggregateFunction(max, UInt128))
+CREATE TABLE IF NOT EXISTS purged_runs (run_id String, version SimpleAggregateFunction(max, UInt128))
 ENGINE = AggregatingMergeTree ORDER BY run_id;
 
 -- A purged experiment id may be used again: what was said of it up to version is gone.
-CREATE TABLE purged_experiments (experiment_id String, version SimpleAggregateFunction(max, UInt128))
+CREATE TABLE IF NOT EXISTS purged_experiments (experiment_id String, version SimpleAggregateFunction(max, UInt128))
 ENGINE = AggregatingMergeTree ORDER BY experiment_id;
 
 -- Every log record below next_offset of its stream and partition is in the tables, in rejects or in the dead letters.
-CREATE TABLE ingest_positions
+CREATE TABLE IF NOT EXISTS ingest_positions
 (
     stream LowCardinality(String),
     partition Int32,
@@ -128,7 +128,7 @@ ENGINE = AggregatingMergeTree
 ORDER BY (stream, partition);
 
 -- Bodies that decode but make no sense, and, in embedded mode, damage in the log.
-CREATE TABLE rejects
+CREATE TABLE IF NOT EXISTS rejects
 (
     stream LowCardinality(String),
     partition Int32,
@@ -141,7 +141,7 @@ ENGINE = ReplacingMergeTree
 ORDER BY (stream, partition, log_offset);
 
 -- What is true of this deployment as a whole, such as artifact_root.
-CREATE TABLE settings (name String, value String, updated_at DateTime64(3, 'UTC'))
+CREATE TABLE IF NOT EXISTS settings (name String, value String, updated_at DateTime64(3, 'UTC'))
 ENGINE = ReplacingMergeTree(updated_at)
 ORDER BY name;
 

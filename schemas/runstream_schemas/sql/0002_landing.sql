@@ -2,7 +2,7 @@
 -- out. reason is computed once per insert: empty for a body that makes sense. Times are UTC milliseconds.
 -- 9214646400000 is limits.MAX_TIME_MS; 256, 64 and 1000 are the limits of ids, experiment ids and keys in bytes.
 
-CREATE TABLE landing_metric_batch
+CREATE TABLE IF NOT EXISTS landing_metric_batch
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     run_id String, writer Int64, first_seq Int64, sent_at Int64,
@@ -21,7 +21,7 @@ CREATE TABLE landing_metric_batch
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_metric_batch_points TO points AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_metric_batch_points TO points AS
 SELECT run_id, key, step, fromUnixTimestamp64Milli(time, 'UTC') AS timestamp, value, writer, seq, log_partition, log_offset
 FROM
 (
@@ -37,7 +37,7 @@ FROM
 )
 ARRAY JOIN key_list AS key, step_list AS step, time_list AS time, values AS value, seq_list AS seq;
 
-CREATE MATERIALIZED VIEW points_rollup TO rollup AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS points_rollup TO rollup AS
 SELECT
     run_id, key,
     max((step, timestamp, if(isNaN(value), 0, value + 0.0), isNaN(value))) AS last,
@@ -46,16 +46,16 @@ SELECT
 FROM points
 GROUP BY run_id, key;
 
-CREATE MATERIALIZED VIEW landing_metric_batch_heartbeat TO run_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_metric_batch_heartbeat TO run_facts AS
 SELECT run_id, max(least(sent_at, log_time)) AS heartbeat_at
 FROM landing_metric_batch WHERE reason = '' GROUP BY run_id;
 
-CREATE MATERIALIZED VIEW landing_metric_batch_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_metric_batch_rejects TO rejects AS
 SELECT 'metrics' AS stream, log_partition AS partition, log_offset, 'metric_batch' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_metric_batch WHERE reason != '';
 
-CREATE TABLE landing_run_started
+CREATE TABLE IF NOT EXISTS landing_run_started
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     run_id String, experiment_id String, name String, user String, source_name String, source_type String,
@@ -70,22 +70,22 @@ CREATE TABLE landing_run_started
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_run_started_runs TO run_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_run_started_runs TO run_facts AS
 SELECT run_id,
     (bitNot(version), experiment_id, name, user, source_name, source_type, source_version, artifact_uri, parent_run_id, started_at) AS start,
     least(time_ms, log_time) AS heartbeat_at
 FROM landing_run_started WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_run_started_experiments TO experiment_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_run_started_experiments TO experiment_facts AS
 SELECT experiment_id, (version, run_id) AS last_start, least(time_ms, log_time) AS updated_at
 FROM landing_run_started WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_run_started_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_run_started_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'run_started' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_run_started WHERE reason != '';
 
-CREATE TABLE landing_run_updated
+CREATE TABLE IF NOT EXISTS landing_run_updated
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     run_id String, status String, ended_at Int64, name String, lifecycle_stage String,
@@ -100,7 +100,7 @@ CREATE TABLE landing_run_updated
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_run_updated_runs TO run_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_run_updated_runs TO run_facts AS
 SELECT run_id,
     if(landing_run_updated.status = '', (toUInt128(0), '', toInt64(0)), (version, landing_run_updated.status, ended_at)) AS status,
     if(landing_run_updated.name = '', (toUInt128(0), ''), (version, landing_run_updated.name)) AS name,
@@ -108,12 +108,12 @@ SELECT run_id,
     if(landing_run_updated.status IN ('', 'RUNNING') AND lifecycle_stage = '' AND landing_run_updated.name = '', least(time_ms, log_time), 0) AS heartbeat_at
 FROM landing_run_updated WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_run_updated_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_run_updated_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'run_updated' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_run_updated WHERE reason != '';
 
-CREATE TABLE landing_params
+CREATE TABLE IF NOT EXISTS landing_params
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     run_id String, keys Array(String), values Array(String), time_ms Int64, seq Int64, writer Int64,
@@ -127,16 +127,16 @@ CREATE TABLE landing_params
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_params_facts TO param_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_params_facts TO param_facts AS
 SELECT run_id, key, (time_ms, seq, value) AS first, value AS smallest, value AS largest
 FROM landing_params ARRAY JOIN keys AS key, values AS value WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_params_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_params_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'params' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_params WHERE reason != '';
 
-CREATE TABLE landing_run_tags
+CREATE TABLE IF NOT EXISTS landing_run_tags
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     run_id String, keys Array(String), values Array(String), deleted_keys Array(String),
@@ -152,7 +152,7 @@ CREATE TABLE landing_run_tags
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_run_tags_facts TO run_tag_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_run_tags_facts TO run_tag_facts AS
 SELECT run_id, key, (version, deleted, value) AS latest
 FROM landing_run_tags
 ARRAY JOIN
@@ -161,12 +161,12 @@ ARRAY JOIN
     arrayConcat(arrayMap(k -> 0, keys), arrayMap(k -> 1, deleted_keys)) AS deleted
 WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_run_tags_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_run_tags_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'run_tags' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_run_tags WHERE reason != '';
 
-CREATE TABLE landing_experiment_tags
+CREATE TABLE IF NOT EXISTS landing_experiment_tags
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     experiment_id String, keys Array(String), values Array(String), deleted_keys Array(String),
@@ -182,7 +182,7 @@ CREATE TABLE landing_experiment_tags
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_experiment_tags_facts TO experiment_tag_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_experiment_tags_facts TO experiment_tag_facts AS
 SELECT experiment_id, key, (version, deleted, value) AS latest
 FROM landing_experiment_tags
 ARRAY JOIN
@@ -191,16 +191,16 @@ ARRAY JOIN
     arrayConcat(arrayMap(k -> 0, keys), arrayMap(k -> 1, deleted_keys)) AS deleted
 WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_experiment_tags_experiments TO experiment_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_experiment_tags_experiments TO experiment_facts AS
 SELECT experiment_id, least(time_ms, log_time) AS updated_at
 FROM landing_experiment_tags WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_experiment_tags_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_experiment_tags_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'experiment_tags' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_experiment_tags WHERE reason != '';
 
-CREATE TABLE landing_experiment_created
+CREATE TABLE IF NOT EXISTS landing_experiment_created
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     experiment_id String, name String, artifact_uri String, created_at Int64, time_ms Int64, seq Int64, writer Int64,
@@ -213,17 +213,17 @@ CREATE TABLE landing_experiment_created
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_experiment_created_experiments TO experiment_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_experiment_created_experiments TO experiment_facts AS
 SELECT experiment_id, (bitNot(version), name, artifact_uri, created_at) AS created, version AS last_created,
     created_at AS updated_at
 FROM landing_experiment_created WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_experiment_created_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_experiment_created_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'experiment_created' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_experiment_created WHERE reason != '';
 
-CREATE TABLE landing_experiment_updated
+CREATE TABLE IF NOT EXISTS landing_experiment_updated
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     experiment_id String, name String, lifecycle_stage String, time_ms Int64, seq Int64, writer Int64,
@@ -237,19 +237,19 @@ CREATE TABLE landing_experiment_updated
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_experiment_updated_experiments TO experiment_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_experiment_updated_experiments TO experiment_facts AS
 SELECT experiment_id,
     if(landing_experiment_updated.name = '', (toUInt128(0), ''), (version, landing_experiment_updated.name)) AS name,
     if(lifecycle_stage = '', (toUInt128(0), ''), (version, lifecycle_stage)) AS lifecycle,
     least(time_ms, log_time) AS updated_at
 FROM landing_experiment_updated WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_experiment_updated_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_experiment_updated_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'experiment_updated' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_experiment_updated WHERE reason != '';
 
-CREATE TABLE landing_artifact_logged
+CREATE TABLE IF NOT EXISTS landing_artifact_logged
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     run_id String, path String, size_bytes Int64, digest String, deleted UInt8, time_ms Int64, seq Int64, writer Int64,
@@ -263,16 +263,16 @@ CREATE TABLE landing_artifact_logged
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_artifact_logged_facts TO artifact_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_artifact_logged_facts TO artifact_facts AS
 SELECT run_id, path, (version, deleted, size_bytes, digest, time_ms) AS latest
 FROM landing_artifact_logged WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_artifact_logged_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_artifact_logged_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'artifact_logged' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_artifact_logged WHERE reason != '';
 
-CREATE TABLE landing_input_logged
+CREATE TABLE IF NOT EXISTS landing_input_logged
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     run_id String, name String, digest String, source_type String, source String, schema String, profile String,
@@ -286,16 +286,16 @@ CREATE TABLE landing_input_logged
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_input_logged_facts TO input_facts AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_input_logged_facts TO input_facts AS
 SELECT run_id, name, digest, (version, source_type, source, schema, profile, context, tags, time_ms) AS latest
 FROM landing_input_logged WHERE reason = '';
 
-CREATE MATERIALIZED VIEW landing_input_logged_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_input_logged_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'input_logged' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_input_logged WHERE reason != '';
 
-CREATE TABLE landing_purged
+CREATE TABLE IF NOT EXISTS landing_purged
 (
     log_partition Int32, log_offset Int64, log_time Int64,
     kind String, id String, time_ms Int64, seq Int64, writer Int64,
@@ -308,13 +308,13 @@ CREATE TABLE landing_purged
 )
 ENGINE = Null;
 
-CREATE MATERIALIZED VIEW landing_purged_runs TO purged_runs AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_purged_runs TO purged_runs AS
 SELECT id AS run_id, version FROM landing_purged WHERE reason = '' AND kind = 'run';
 
-CREATE MATERIALIZED VIEW landing_purged_experiments TO purged_experiments AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_purged_experiments TO purged_experiments AS
 SELECT id AS experiment_id, version FROM landing_purged WHERE reason = '' AND kind = 'experiment';
 
-CREATE MATERIALIZED VIEW landing_purged_rejects TO rejects AS
+CREATE MATERIALIZED VIEW IF NOT EXISTS landing_purged_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'purged' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_purged WHERE reason != '';
