@@ -1,15 +1,17 @@
--- Landing tables take the raw Avro bodies (one column per field, plus where in the log the body lay); views fan them
+-- Landing tables take the raw Avro bodies (one column per field, plus where in the log the body lay, and log_mark, a
+-- constant that the worker puts behind every body: read as anything else, bytes are missing or left over); views fan them
 -- out. reason is computed once per insert: empty for a body that makes sense. Times are UTC milliseconds.
 -- 9214646400000 is limits.MAX_TIME_MS; 256, 64 and 1000 are the limits of ids, experiment ids and keys in bytes.
 
 CREATE TABLE IF NOT EXISTS landing_metric_batch
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     run_id String, writer Int64, first_seq Int64, sent_at Int64,
     keys Array(LowCardinality(String)), steps Array(Int64), times Array(Int64),
     ki Array(Int32), ci Array(Int32), values Array(Float64), seqs Array(Int64),
     reason LowCardinality(String) MATERIALIZED multiIf(
-        length(run_id) NOT BETWEEN 1 AND 256, 'run_id must have 1 to 256 bytes',
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
+        length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
         length(ki) != length(values) OR length(ci) != length(values), 'ki, ci and values differ in length',
         length(steps) != length(times), 'steps and times differ in length',
         notEmpty(seqs) AND length(seqs) != length(values), 'seqs and values differ in length',
@@ -57,12 +59,13 @@ FROM landing_metric_batch WHERE reason != '';
 
 CREATE TABLE IF NOT EXISTS landing_run_started
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     run_id String, experiment_id String, name String, user String, source_name String, source_type String,
     source_version String, artifact_uri String, parent_run_id String, started_at Int64,
     time_ms Int64, seq Int64, writer Int64,
     version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
     reason LowCardinality(String) MATERIALIZED multiIf(
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
         length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
         length(experiment_id) NOT BETWEEN 1 AND 64, 'experiment_id must have 1 to 64 bytes',
         time_ms < 0 OR time_ms >= 9214646400000 OR started_at < 0 OR started_at >= 9214646400000, 'a time is outside [0, year 2262)',
@@ -87,11 +90,12 @@ FROM landing_run_started WHERE reason != '';
 
 CREATE TABLE IF NOT EXISTS landing_run_updated
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     run_id String, status String, ended_at Int64, name String, lifecycle_stage String,
     time_ms Int64, seq Int64, writer Int64,
     version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
     reason LowCardinality(String) MATERIALIZED multiIf(
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
         length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
         status NOT IN ('', 'RUNNING', 'SCHEDULED', 'FINISHED', 'FAILED', 'KILLED'), 'unknown status',
         lifecycle_stage NOT IN ('', 'active', 'deleted'), 'unknown lifecycle_stage',
@@ -115,9 +119,10 @@ FROM landing_run_updated WHERE reason != '';
 
 CREATE TABLE IF NOT EXISTS landing_params
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     run_id String, keys Array(String), values Array(String), time_ms Int64, seq Int64, writer Int64,
     reason LowCardinality(String) MATERIALIZED multiIf(
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
         length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
         length(keys) != length(values), 'keys and values differ in length',
         arrayExists(k -> length(k) NOT BETWEEN 1 AND 1000 OR NOT isValidUTF8(k), keys), 'a key is empty, too long or not UTF-8',
@@ -138,11 +143,12 @@ FROM landing_params WHERE reason != '';
 
 CREATE TABLE IF NOT EXISTS landing_run_tags
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     run_id String, keys Array(String), values Array(String), deleted_keys Array(String),
     time_ms Int64, seq Int64, writer Int64,
     version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
     reason LowCardinality(String) MATERIALIZED multiIf(
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
         length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
         length(keys) != length(values), 'keys and values differ in length',
         arrayExists(k -> length(k) NOT BETWEEN 1 AND 1000 OR NOT isValidUTF8(k), arrayConcat(keys, deleted_keys)), 'a key is empty, too long or not UTF-8',
@@ -168,11 +174,12 @@ FROM landing_run_tags WHERE reason != '';
 
 CREATE TABLE IF NOT EXISTS landing_experiment_tags
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     experiment_id String, keys Array(String), values Array(String), deleted_keys Array(String),
     time_ms Int64, seq Int64, writer Int64,
     version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
     reason LowCardinality(String) MATERIALIZED multiIf(
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
         length(experiment_id) NOT BETWEEN 1 AND 64, 'experiment_id must have 1 to 64 bytes',
         length(keys) != length(values), 'keys and values differ in length',
         arrayExists(k -> length(k) NOT BETWEEN 1 AND 1000 OR NOT isValidUTF8(k), arrayConcat(keys, deleted_keys)), 'a key is empty, too long or not UTF-8',
@@ -202,10 +209,11 @@ FROM landing_experiment_tags WHERE reason != '';
 
 CREATE TABLE IF NOT EXISTS landing_experiment_created
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     experiment_id String, name String, artifact_uri String, created_at Int64, time_ms Int64, seq Int64, writer Int64,
     version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
     reason LowCardinality(String) MATERIALIZED multiIf(
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
         length(experiment_id) NOT BETWEEN 1 AND 64, 'experiment_id must have 1 to 64 bytes',
         length(name) NOT BETWEEN 1 AND 2000 OR NOT isValidUTF8(name), 'the name is empty, too long or not UTF-8',
         time_ms < 0 OR time_ms >= 9214646400000 OR created_at < 0 OR created_at >= 9214646400000, 'a time is outside [0, year 2262)',
@@ -225,10 +233,11 @@ FROM landing_experiment_created WHERE reason != '';
 
 CREATE TABLE IF NOT EXISTS landing_experiment_updated
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     experiment_id String, name String, lifecycle_stage String, time_ms Int64, seq Int64, writer Int64,
     version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
     reason LowCardinality(String) MATERIALIZED multiIf(
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
         length(experiment_id) NOT BETWEEN 1 AND 64, 'experiment_id must have 1 to 64 bytes',
         length(name) > 2000 OR NOT isValidUTF8(name), 'the name is too long or not UTF-8',
         lifecycle_stage NOT IN ('', 'active', 'deleted'), 'unknown lifecycle_stage',
@@ -251,10 +260,11 @@ FROM landing_experiment_updated WHERE reason != '';
 
 CREATE TABLE IF NOT EXISTS landing_artifact_logged
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     run_id String, path String, size_bytes Int64, digest String, deleted UInt8, time_ms Int64, seq Int64, writer Int64,
     version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
     reason LowCardinality(String) MATERIALIZED multiIf(
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
         length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
         length(path) NOT BETWEEN 1 AND 4000 OR NOT isValidUTF8(path), 'the path is empty, too long or not UTF-8',
         size_bytes < 0, 'size_bytes is negative',
@@ -274,11 +284,12 @@ FROM landing_artifact_logged WHERE reason != '';
 
 CREATE TABLE IF NOT EXISTS landing_input_logged
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     run_id String, name String, digest String, source_type String, source String, schema String, profile String,
     context String, tags Map(String, String), time_ms Int64, seq Int64, writer Int64,
     version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
     reason LowCardinality(String) MATERIALIZED multiIf(
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
         length(run_id) NOT BETWEEN 1 AND 256 OR NOT isValidUTF8(run_id), 'run_id must have 1 to 256 bytes of UTF-8',
         length(name) NOT BETWEEN 1 AND 2000 OR NOT isValidUTF8(name), 'the name is empty, too long or not UTF-8',
         time_ms < 0 OR time_ms >= 9214646400000, 'a time is outside [0, year 2262)',
@@ -297,10 +308,11 @@ FROM landing_input_logged WHERE reason != '';
 
 CREATE TABLE IF NOT EXISTS landing_purged
 (
-    log_partition Int32, log_offset Int64, log_time Int64,
+    log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
     kind String, id String, time_ms Int64, seq Int64, writer Int64,
     version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
     reason LowCardinality(String) MATERIALIZED multiIf(
+        log_mark != 1381192526, 'the body is longer or shorter than its schema says',
         kind NOT IN ('run', 'experiment'), 'kind must be run or experiment',
         length(id) NOT BETWEEN 1 AND 256, 'id must have 1 to 256 bytes',
         time_ms < 0 OR time_ms >= 9214646400000, 'a time is outside [0, year 2262)',
@@ -318,3 +330,27 @@ CREATE MATERIALIZED VIEW IF NOT EXISTS landing_purged_rejects TO rejects AS
 SELECT 'control' AS stream, log_partition AS partition, log_offset, 'purged' AS event, reason,
     fromUnixTimestamp64Milli(log_time, 'UTC') AS log_time
 FROM landing_purged WHERE reason != '';
+
+-- Copies without views: an insert decodes and checks bodies, and keeps nothing.
+
+CREATE TABLE IF NOT EXISTS probe_metric_batch AS landing_metric_batch ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS probe_run_started AS landing_run_started ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS probe_run_updated AS landing_run_updated ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS probe_params AS landing_params ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS probe_run_tags AS landing_run_tags ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS probe_experiment_tags AS landing_experiment_tags ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS probe_experiment_created AS landing_experiment_created ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS probe_experiment_updated AS landing_experiment_updated ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS probe_artifact_logged AS landing_artifact_logged ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS probe_input_logged AS landing_input_logged ENGINE = Null;
+
+CREATE TABLE IF NOT EXISTS probe_purged AS landing_purged ENGINE = Null;

@@ -1,0 +1,226 @@
+"""One batch into the store: insert, set aside what cannot be stored, remember positions. Every step may be repeated.
+
+The order is the whole protocol: rows, then dead letters, then `ingest_positions`, then the log's own commit. A crash
+anywhere before the end repeats the batch; tables and dead letters absorb that.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from runstream_schemas.names import Stream, landing_table
+
+from .batch import Batch, letter_of
+from .dead_letter import DeadLetter, DeadLetters
+from .errors import StoreBusy, StoreError, SystemicFailure
+from .frame import Framed, frame
+from .log import LogRecord
+from .metrics import Metrics
+from .poison import isolate
+from .store import Store
+
+__all__ = ["Abandoned", "Committer", "DeadLetterLimits", "Retry", "read_positions", "write_positions"]
+
+_log = structlog.get_logger(__name__)
+
+
+class Abandoned(Exception):
+    """The worker stops while the store is away: the batch stays in the log and comes again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Waiting for a store that is away: exponential, with jitter of half the delay."""
+
+    first_seconds: float = 0.1
+    max_seconds: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterLimits:
+    """Past either limit the worker stops, because then the fault is not in single bodies."""
+
+    max_consecutive: int = 20_000
+    """Records refused one after another."""
+    max_ratio: float = 0.95
+    """Share of refused records among the last `window`."""
+    window: int = 50_000
+
+
+class Committer:
+    """Takes closed batches to the store. Used by one thread, which blocks while the store is away."""
+
+    def __init__(
+        self,
+        store: Store,
+        dead_letters: DeadLetters,
+        *,
+        wait: Callable[[float], bool],
+        retry: Retry,
+        limits: DeadLetterLimits,
+        metrics: Metrics,
+    ) -> None:
+        """
+        Args:
+            wait: sleeps so many seconds; True (at once) when the worker must stop.
+        """
+        self._store = store
+        self._dead_letters = dead_letters
+        self._wait = wait
+        self._retry = retry
+        self._metrics = metrics
+        self._gauge = _RefusalGauge(limits)
+
+    def commit(self, batch: Batch) -> None:
+        """Bring `batch` into the store; on return its positions are written.
+
+        Raises:
+            Abandoned: the worker stops and the store is away.
+            SystemicFailure: the store refuses everything, or too much.
+        """
+        dead = list(batch.dead)
+        inserted: list[LogRecord] = []
+        for framed in frame(batch.records):
+            stored, poison = self._insert(framed)
+            inserted += stored
+            dead += poison
+        dead += self._rejected(inserted)
+        self._gauge.count(len(batch.records) + len(batch.dead), dead)
+        if dead:
+            dead.sort(key=lambda letter: letter.source)
+            self._persist(lambda: self._dead_letters.put(dead), "dead letters")
+            self._metrics.dead_letters(dead)
+            first = dead[0]
+            _log.warning(
+                "set aside what cannot be stored",
+                dead_letters=len(dead),
+                first=str(first.source),
+                reason=first.reason[:200],
+                see="runstream dead-letters list",
+            )
+        self._persist(lambda: write_positions(self._store, batch.positions), "positions")
+
+    def _insert(self, framed: Framed) -> tuple[Sequence[LogRecord], list[DeadLetter]]:
+        try:
+            self._send(framed)
+        except StoreBusy:
+            raise
+        except StoreError as exc:
+            parts = isolate(self._store, framed, exc, lambda call: self._persist(call, "probe"))
+            for survivor in frame(parts.survivors):
+                try:
+                    self._send(survivor)
+                except StoreError as again:
+                    raise SystemicFailure(f"the store refuses {framed.event} bodies that decode: {again}") from again
+            return parts.survivors, [letter_of(record, reason) for record, reason in parts.poison]
+        return framed.records, []
+
+    def _send(self, framed: Framed) -> None:
+        table = landing_table(framed.event)
+        self._persist(lambda: self._store.insert(table, framed.columns, framed.chunks), f"insert into {table}")
+
+    def _rejected(self, records: Sequence[LogRecord]) -> list[DeadLetter]:
+        """Dead letters of the records that the landing tables rejected."""
+        if not records:
+            return []
+        by_place = {(record.stream, record.partition, record.offset): record for record in records}
+        ranges: dict[tuple[Stream, int], tuple[int, int]] = {}
+        for stream, partition, offset in by_place:
+            low, high = ranges.get((stream, partition), (offset, offset))
+            ranges[stream, partition] = (min(low, offset), max(high, offset))
+        condition = " OR ".join(
+            f"(stream = '{stream}' AND partition = {partition} AND log_offset BETWEEN {low} AND {high})"
+            for (stream, partition), (low, high) in ranges.items()
+        )
+        found: list[DeadLetter] = []
+
+        def read() -> None:
+            found.clear()
+            # Older rejects of the same range (a replay) give the same letters again, which is no error.
+            sql = f"SELECT DISTINCT stream, partition, log_offset, reason FROM rejects WHERE {condition}"
+            for stream, partition, offset, reason in self._store.rows(sql):
+                record = by_place.get((stream, int(partition), int(offset)))
+                if record is not None:
+                    found.append(letter_of(record, f"makes no sense: {reason}"))
+
+        self._persist(read, "rejects")
+        return found
+
+    def _persist(self, call: Callable[[], None], what: str) -> None:
+        """Run `call`, again and again while the store is busy; says so once, and when it is over."""
+        delay = self._retry.first_seconds
+        attempts = 0
+        while True:
+            try:
+                call()
+            except (StoreBusy, OSError) as exc:
+                if attempts == 0:
+                    _log.warning(
+                        "the store is busy or away: waiting, nothing is lost", doing=what, error=str(exc)[:300]
+                    )
+                attempts += 1
+                self._metrics.retry()
+                if self._wait(delay * random.uniform(0.5, 1.0)):
+                    raise Abandoned(what) from exc
+                delay = min(self._retry.max_seconds, delay * 2)
+            else:
+                if attempts:
+                    _log.info("the store is back", doing=what, attempts=attempts + 1)
+                return
+
+
+class _RefusalGauge:
+    """Share and longest row of refused records; raises past the limits."""
+
+    def __init__(self, limits: DeadLetterLimits) -> None:
+        self._limits = limits
+        self._batches: deque[tuple[int, int]] = deque()
+        self._records = 0
+        self._refused = 0
+        self._consecutive = 0
+
+    def count(self, records: int, dead: Sequence[DeadLetter]) -> None:
+        refused = len(dead)
+        self._consecutive = self._consecutive + refused if refused == records else 0
+        self._batches.append((records, refused))
+        self._records += records
+        self._refused += refused
+        while self._batches and self._records - self._batches[0][0] >= self._limits.window:
+            old_records, old_refused = self._batches.popleft()
+            self._records -= old_records
+            self._refused -= old_refused
+        over_row = self._consecutive > self._limits.max_consecutive
+        over_ratio = self._records >= self._limits.window and self._refused > self._limits.max_ratio * self._records
+        if dead and (over_row or over_ratio):
+            raise SystemicFailure(
+                f"{self._refused} of the last {self._records} records cannot be stored (the last: {dead[-1].reason}): "
+                "this is no matter of single bodies; mend it, then restart the worker, which goes on where it was"
+            )
+
+
+def read_positions(store: Store) -> dict[tuple[Stream, int], int]:
+    """Next offset per stream and partition that the store holds everything before.
+
+    Raises:
+        StoreBusy, StoreError: the store cannot be asked.
+    """
+    rows = store.rows("SELECT stream, partition, max(next_offset) FROM ingest_positions GROUP BY stream, partition")
+    return {(stream, int(partition)): int(offset) for stream, partition, offset in rows}
+
+
+def write_positions(store: Store, positions: dict[tuple[Stream, int], int]) -> None:
+    """Record that everything before `positions` is in the store; smaller ones than recorded change nothing."""
+    if not positions:
+        return
+    items = ", ".join(
+        f"('{stream}', {int(partition)}, {int(offset)})" for (stream, partition), offset in positions.items()
+    )
+    store.execute(
+        "INSERT INTO ingest_positions (stream, partition, next_offset, updated_at) "
+        f"SELECT item.1, item.2, item.3, now64(3, 'UTC') FROM (SELECT arrayJoin([{items}]) AS item)"
+    )

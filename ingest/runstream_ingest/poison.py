@@ -1,0 +1,100 @@
+"""Which bodies of a refused insert are to blame: bisection with decode-only probes, which leave nothing behind.
+
+A probe inserts into a copy of the landing table that has no views. Before any body is blamed, a body of our own must
+pass the same probe: where it does not, the store is at fault and the worker must stop (`SystemicFailure`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from runstream_schemas import codec
+
+from .errors import StoreBusy, StoreError, SystemicFailure
+from .frame import Framed, frame
+from .log import LogRecord
+from .store import Store
+
+__all__ = ["Isolated", "isolate"]
+
+Call = Callable[[Callable[[], None]], None]
+"""Runs a store call, again while the store is busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Isolated:
+    """The two halves of a refused insert."""
+
+    survivors: Sequence[LogRecord]
+    poison: Sequence[tuple[LogRecord, str]]
+    """Records that do not decode, each with the engine's reason."""
+
+
+def isolate(store: Store, framed: Framed, cause: StoreError, call: Call) -> Isolated:
+    """Find every record of `framed` that does not decode.
+
+    Args:
+        cause: the refusal that started it.
+        call: wraps each probe, so that a store that goes away in the middle is waited for.
+
+    Raises:
+        SystemicFailure: the refusal cannot be blamed on bodies: a good one is refused too, or each decodes by itself.
+    """
+    if cause.systemic:
+        raise SystemicFailure(f"the store refuses every {framed.event}: {cause}") from cause
+    fingerprint = framed.records[0].fingerprint or b""
+    canary = LogRecord("control", 0, 0, 1, 0, None, fingerprint, _canary(fingerprint))
+    refused = _probe(store, [canary], call)
+    if refused is not None:
+        raise SystemicFailure(f"the store refuses a sound {framed.event}: {refused}") from refused
+    poison: list[tuple[LogRecord, str]] = []
+    survivors: list[LogRecord] = []
+    work: list[Sequence[LogRecord]] = [framed.records]
+    while work:
+        part = work.pop()
+        refused = _probe(store, part, call)
+        if refused is None:
+            survivors.extend(part)
+        elif len(part) == 1:
+            poison.append((part[0], f"does not decode: {refused}"))
+        else:
+            # The right half first onto the stack, so that survivors keep their order.
+            middle = len(part) // 2
+            work += [part[middle:], part[:middle]]
+    if not poison:
+        raise SystemicFailure(f"the store refuses {framed.event} bodies that all decode: {cause}") from cause
+    return Isolated(survivors, poison)
+
+
+def _probe(store: Store, records: Sequence[LogRecord], call: Call) -> StoreError | None:
+    [framed] = frame(records)
+    try:
+        call(lambda: store.insert(f"probe_{framed.event}", framed.columns, framed.chunks))
+    except StoreBusy:
+        raise
+    except StoreError as exc:
+        if exc.systemic:
+            raise SystemicFailure(f"the store refuses a probe of {framed.event}: {exc}") from exc
+        return exc
+    return None
+
+
+@cache
+def _canary(fingerprint: bytes) -> bytes:
+    """A sound body of the schema with this fingerprint: empty strings and arrays, zeros."""
+    import io
+
+    import fastavro
+
+    schema = codec.schemas()[fingerprint]
+    values: dict[str, Any] = {}
+    for one in schema.definition["fields"]:
+        kind = one["type"]
+        kind = kind["type"] if isinstance(kind, dict) else kind
+        values[one["name"]] = {"string": "", "array": [], "map": {}, "boolean": False, "double": 0.0}.get(kind, 0)
+    buffer = io.BytesIO()
+    fastavro.schemaless_writer(buffer, schema.parsed, values)
+    return buffer.getvalue()
