@@ -1,0 +1,29 @@
+"""`runstream demo`: train real models in parallel and query what they logged."""
+
+from __future__ import annotations
+
+import click
+
+from .command import Command, session_of
+from .failure import ExitCode, Failure
+
+__all__ = ["demo"]
+
+
+@click.command(cls=Command)
+@click.option("--processes", type=click.IntRange(1, 64), default=12, show_default=True, help="Training processes at once.")
+@click.pass_context
+def demo(context: click.Context, processes: int) -> None:
+    """Train 12 scikit-learn models in parallel, then query what they logged (about half a minute)."""
+    session = session_of(context)
+    try:
+        import matplotlib  # noqa: F401
+        import sklearn  # noqa: F401
+    except ModuleNotFoundError as exc:
+        raise Failure(
+            f"the demo needs {exc.name}: pip install 'runstream[demo]'", ExitCode.MISSING_PART
+        ) from exc
+    from ..demo.session import run_demo
+
+    if not run_demo(session, processes=processes):
+        raise Failure("not every model was trained and found again; see above")

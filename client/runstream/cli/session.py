@@ -1,0 +1,160 @@
+"""What one invocation of the command works with: its output, the tracking address, and runs and experiments by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from runstream_schemas.layout import DataDirectory, ServerAddress
+
+from .failure import ExitCode, Failure
+from .output import Output
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..entities import Experiment, Run
+
+__all__ = ["Session", "local_store_pid"]
+
+FLUSH_SECONDS: Final = 30.0
+"""How long a changing command waits for the log to take its events."""
+
+
+class Session:
+    """One invocation. Everything heavy is imported at first use."""
+
+    def __init__(self) -> None:
+        self.output = Output()
+        self.tracking_uri: str | None = None
+        """Of --tracking-uri; None: the environment's or the default."""
+        self._client: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        """The client for explicit run ids, connected at its first read."""
+        if self._client is None:
+            from ..client import Client
+
+            self._client = Client(self.tracking_uri)
+        return self._client
+
+    def sql(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Rows of `query` over the public views, as dicts."""
+        import runstream
+
+        if self.tracking_uri is not None:
+            runstream.set_tracking_uri(self.tracking_uri)
+        rows: list[dict[str, Any]] = runstream.sql(query, parameters=parameters, output_format="rows")
+        return rows
+
+    def run_id(self, text: str) -> str:
+        """The full id of the run that `text` names: an id, the unambiguous beginning of one, or a unique run name.
+
+        Raises:
+            Failure: there is none, or there are several.
+        """
+        found = self.sql(
+            "SELECT run_id, name, experiment_name FROM runs WHERE startsWith(run_id, {text:String}) OR name = {text:String} "
+            "ORDER BY run_id = {text:String} DESC, started_at DESC LIMIT 6",
+            text=text,
+        )
+        exact = [row for row in found if row["run_id"] == text]
+        chosen = exact or found
+        if not chosen:
+            raise Failure(f"no run {text!r}; `runstream runs list` shows the newest", ExitCode.NOT_FOUND)
+        if len(chosen) > 1:
+            matches = ", ".join(f"{row['run_id'][:20]} ({row['name']})" for row in chosen[:5])
+            raise Failure(
+                f"{text!r} names several runs: {matches}{', ...' if len(chosen) > 5 else ''}; give more characters of the id",
+                ExitCode.USAGE,
+            )
+        return str(chosen[0]["run_id"])
+
+    def run(self, text: str) -> Run:
+        """The run that `text` names; see `run_id`."""
+        return self.client.get_run(self.run_id(text))
+
+    def experiment(self, text: str) -> Experiment:
+        """The experiment with the name or id `text`, deleted ones included.
+
+        Raises:
+            Failure: there is none.
+        """
+        found = self.client.get_experiment_by_name(text)
+        if found is None and text.isdecimal():
+            known = self.sql("SELECT experiment_id FROM experiments WHERE experiment_id = {text:String}", text=text)
+            if known:
+                found = self.client.get_experiment(text)
+        if found is None:
+            raise Failure(f"no experiment {text!r}; `runstream experiments list` shows them", ExitCode.NOT_FOUND)
+        return found
+
+    def experiment_ids(self, names: tuple[str, ...], *, include_deleted: bool = False) -> list[str]:
+        """Ids of the experiments called `names`; of all where `names` is empty."""
+        if names:
+            return [self.experiment(name).experiment_id for name in names]
+        condition = "" if include_deleted else " WHERE lifecycle_stage = 'active'"
+        rows = self.sql(f"SELECT experiment_id FROM experiments{condition}")
+        return [str(row["experiment_id"]) for row in rows]
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around calls that change something: returns once every event of them is in the log.
+
+        Raises:
+            Failure: the log did not take them in time; they are kept in the journal.
+        """
+        yield
+        import runstream
+
+        if not runstream.flush(FLUSH_SECONDS):
+            raise Failure(
+                "the change is kept in the journal, but the log did not take it yet; `runstream sync` delivers it",
+                ExitCode.UNAVAILABLE,
+            )
+
+    def complete_runs(self, incomplete: str) -> list[tuple[str, str]]:
+        """Ids that begin with `incomplete` and the names of their runs; nothing where asking would start a store."""
+        query = (
+            "SELECT run_id, name FROM runs WHERE startsWith(run_id, {text:String}) AND lifecycle_stage = 'active' "
+            "ORDER BY started_at DESC LIMIT 30"
+        )
+        return [(row["run_id"], row["name"]) for row in self._quick(query, incomplete)]
+
+    def complete_experiments(self, incomplete: str) -> list[str]:
+        """Names that begin with `incomplete`; nothing where asking would start a store."""
+        query = "SELECT name FROM experiments WHERE startsWith(name, {text:String}) ORDER BY name LIMIT 30"
+        return [row["name"] for row in self._quick(query, incomplete)]
+
+    def _quick(self, query: str, incomplete: str) -> list[dict[str, Any]]:
+        """Rows for the shell's completion: it must be quick and never speak, so any trouble means no rows."""
+        try:
+            return self.sql(query, text=incomplete) if self._is_warm() else []
+        except Exception:
+            return []
+
+    def _is_warm(self) -> bool:
+        """Whether a store answers without being started: one on a server, or a live local store process."""
+        import runstream
+
+        uri = self.tracking_uri or runstream.get_tracking_uri()
+        if "://" in uri and not uri.startswith("file:"):
+            return True
+        return local_store_pid(DataDirectory(Path(uri.removeprefix("file://")))) is not None
+
+
+def local_store_pid(directory: DataDirectory) -> int | None:
+    """Process id of the live local store process of `directory`, or None. Starts and changes nothing."""
+    import fcntl
+
+    try:
+        with directory.lock.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except BlockingIOError:
+        address = ServerAddress.read(directory.server_file)
+        return address.pid if address is not None else None
+    except OSError:
+        return None
