@@ -8,6 +8,8 @@ SELECT
     f.experiment_id AS experiment_id,
     if(f.name.version > 0, f.name.name, f.created.name) AS name,
     if(f.lifecycle.stage = 'deleted' AND f.last_start.version < f.lifecycle.version, 'deleted', 'active') AS lifecycle_stage,
+    if(f.lifecycle.stage = 'deleted' AND f.last_start.version < f.lifecycle.version,
+        fromUnixTimestamp64Milli(toInt64(bitShiftRight(f.lifecycle.version, 64)), 'UTC'), NULL) AS deleted_at,
     multiIf(
         f.created.artifact_uri LIKE '%://%', f.created.artifact_uri,
         f.created.artifact_uri = '', concat((SELECT value FROM settings FINAL WHERE name = 'artifact_root'), '/', f.experiment_id),
@@ -39,6 +41,8 @@ SELECT
     r.name AS name,
     r.status AS status,
     if(if(e.stage_version > r.stage_version, e.stage, r.stage) = 'deleted', 'deleted', 'active') AS lifecycle_stage,
+    if(if(e.stage_version > r.stage_version, e.stage, r.stage) = 'deleted',
+        fromUnixTimestamp64Milli(toInt64(bitShiftRight(greatest(e.stage_version, r.stage_version), 64)), 'UTC'), NULL) AS deleted_at,
     r.user AS user,
     r.source_name AS source_name,
     r.source_type AS source_type,
