@@ -59,8 +59,9 @@ class DeadlineError(UnavailableError, TimeoutError):
 class MissingExtraError(RunstreamError, ImportError):
     """An optional part is not installed."""
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional part: pip install 'runstream[{extra}]'")
+    def __init__(self, what: str, extra: str = "", *, packages: str = "") -> None:
+        line = packages or f"'runstream[{extra}]'"
+        super().__init__(f"{what} needs an optional part: pip install {line}")
         self.extra = extra
 
 

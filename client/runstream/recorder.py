@@ -39,6 +39,9 @@ class Report:
     last_error: str | None = None
     """The newest delivery trouble, for people; None if there was none."""
 
+    def __bool__(self) -> bool:
+        return self.complete
+
 
 class RunChannel:
     """Logs metrics of one run. The two attributes are the hot path: look them up once, call them often, from any thread."""
