@@ -1,0 +1,180 @@
+"""One HTTP request read as ClickHouse reads it: who asks, the SQL, parameters, settings, formats, codings.
+
+No I/O and no policy: what a role may set is decided by the caller.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qsl
+
+from .errors import Refused
+
+__all__ = ["Credentials", "InsertHead", "Request", "insert_head", "split_format"]
+
+RESERVED: Final = frozenset(
+    {
+        "buffer_size",
+        "cancel_http_readonly_queries_on_client_close",
+        "client_protocol_version",
+        "compress",
+        "database",
+        "decompress",
+        "default_format",
+        "enable_http_compression",
+        "http_headers_progress_interval_ms",
+        "http_write_exception_in_output_format",
+        "network_compression_method",
+        "network_zstd_compression_level",
+        "password",
+        "query",
+        "query_id",
+        "quota_key",
+        "role",
+        "send_progress_in_http_headers",
+        "session_check",
+        "session_id",
+        "session_timeout",
+        "stacktrace",
+        "user",
+        "wait_end_of_query",
+    }
+)
+"""URL parameters of the interface itself; every other one is a query setting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who asks. `user` is None where only a bearer token was sent."""
+
+    user: str | None
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The parts of one request that do not need its body."""
+
+    credentials: Credentials | None
+    url_sql: str
+    database: str | None
+    query_id: str
+    settings: Mapping[str, str]
+    parameters: Mapping[str, str]
+    """Values of `{name:Type}` placeholders, escaped as in TSV."""
+    default_format: str | None
+    """From X-ClickHouse-Format or default_format; a FORMAT clause wins over it."""
+    accept_encoding: str
+    content_encoding: str
+    wants_compression: bool
+    """enable_http_compression=1."""
+    wants_native_frames: bool
+    """compress=1 or decompress=1: ClickHouse's own frames."""
+    wait_end_of_query: bool
+    multipart: bool
+
+    @classmethod
+    def parse(cls, query_string: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Request:
+        """Read URL and headers.
+
+        Raises:
+            Refused: they are not valid.
+        """
+        named = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+        try:
+            url = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=2_000)
+        except ValueError as exc:
+            raise Refused(f"the URL's query string is not valid: {exc}", 36) from None
+        values: dict[str, str] = {}
+        for name, value in url:
+            values[name] = value
+        query_id = values.get("query_id") or str(uuid.uuid4())
+        if not re.fullmatch(r"[\w\-.:]{1,100}", query_id):
+            raise Refused("query_id takes 1 to 100 letters, digits, '-', '.', ':' and '_'", 36)
+        return cls(
+            credentials=_credentials(values, named),
+            url_sql=values.get("query", ""),
+            database=values.get("database") or named.get("x-clickhouse-database") or None,
+            query_id=query_id,
+            settings={
+                name: value for name, value in values.items() if name not in RESERVED and not name.startswith("param_")
+            },
+            parameters={name[6:]: value for name, value in values.items() if name.startswith("param_")},
+            default_format=named.get("x-clickhouse-format") or values.get("default_format") or None,
+            accept_encoding=named.get("accept-encoding", ""),
+            content_encoding=named.get("content-encoding", "").strip().lower(),
+            wants_compression=values.get("enable_http_compression") in ("1", "true"),
+            wants_native_frames=values.get("compress") in ("1", "true") or values.get("decompress") in ("1", "true"),
+            wait_end_of_query=values.get("wait_end_of_query") in ("1", "true"),
+            multipart=named.get("content-type", "").lower().startswith("multipart/"),
+        )
+
+
+def _credentials(values: Mapping[str, str], headers: Mapping[str, str]) -> Credentials | None:
+    scheme, _, text = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return Credentials(None, text.strip())
+    if scheme.lower() == "basic":
+        try:
+            user, _, secret = base64.b64decode(text, validate=True).decode("utf-8").partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return Credentials("", "")
+        return Credentials(user, secret)
+    if "x-clickhouse-user" in headers or "x-clickhouse-key" in headers:
+        return Credentials(headers.get("x-clickhouse-user", ""), headers.get("x-clickhouse-key", ""))
+    if "user" in values or "password" in values:
+        return Credentials(values.get("user", ""), values.get("password", ""))
+    return None
+
+
+_FORMAT_TAIL: Final = re.compile(r"\bFORMAT\s+(?P<name>[A-Za-z]\w*)\s*(?:;\s*)*\Z", re.IGNORECASE)
+_NAME: Final = r"(?:`(?:[^`\\]|\\.)+`|\"(?:[^\"\\]|\\.)+\"|[A-Za-z_]\w*)"
+_INSERT_HEAD: Final = re.compile(
+    rf"\s*INSERT\s+INTO\s+(?:TABLE\s+)?(?P<table>{_NAME}(?:\s*\.\s*{_NAME})?)\s*"
+    rf"(?P<columns>\((?:[^()'\"`]|`(?:[^`\\]|\\.)+`|\"(?:[^\"\\]|\\.)+\")*\))?\s*"
+    r"(?:SETTINGS\s+(?P<settings>\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|[\w.+-]+)(?:\s*,\s*\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|[\w.+-]+))*)\s*)?"
+    r"(?:FORMAT\s+(?P<format>[A-Za-z]\w*)[ \t]*;?(?:\r?\n)?|(?P<values>VALUES)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+_SETTING: Final = re.compile(r"(\w+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|([\w.+-]+))", re.DOTALL)
+
+
+def split_format(sql: str) -> tuple[str, str | None]:
+    """`sql` without its FORMAT clause, and the format's name; None where the text does not end in one."""
+    match = _FORMAT_TAIL.search(sql)
+    return (sql, None) if match is None else (sql[: match.start()], match["name"])
+
+
+@dataclass(frozen=True, slots=True)
+class InsertHead:
+    """`INSERT INTO table (columns) [SETTINGS ...] FORMAT name`, before its data."""
+
+    statement: str
+    """Without settings, FORMAT and data."""
+    format: str
+    settings: Mapping[str, str]
+    length: int
+    """Characters of the text up to the data."""
+
+
+def insert_head(sql: str) -> InsertHead | None:
+    """The head of an INSERT with data; None for any other text, INSERT ... SELECT among them."""
+    match = _INSERT_HEAD.match(sql)
+    if match is None:
+        return None
+    settings = {
+        name: re.sub(r"\\(.)", r"\1", quoted) if quoted or not bare else bare
+        for name, quoted, bare in _SETTING.findall(match["settings"] or "")
+    }
+    return InsertHead(
+        statement=f"INSERT INTO {match['table']} {match['columns'] or ''}".strip(),
+        format=match["format"] or "Values",
+        settings=settings,
+        length=match.end(),
+    )
