@@ -17,6 +17,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from runstream_schemas.layout import READER, WRITER
@@ -268,8 +269,10 @@ class StoreApp:
         await exchange.begin(headers, coding)
         await exchange.write(answer.first)
         answer.first = b""
-        while not answer.done:
-            await exchange.write(await self._call(request, exchange, lambda: answer.read(PIECE_BYTES)))
+        more = True
+        while more:
+            data, more = await self._call(request, exchange, lambda: answer.read(PIECE_BYTES))
+            await exchange.write(data)
         await exchange.finish()
 
     async def _insert(
@@ -283,7 +286,7 @@ class StoreApp:
                 if len(pending) >= PIECE_BYTES:
                     data = bytes(pending)
                     pending.clear()
-                    await self._call(request, exchange, lambda data=data: run.append(data))
+                    await self._call(request, exchange, partial(run.append, data))
             last = bytes(pending)
 
             def finish() -> Mapping[str, str]:
@@ -308,11 +311,12 @@ class StoreApp:
             ClientGone: it left; the call has ended.
         """
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, call)
+        future: asyncio.Future[T] = loop.run_in_executor(self._threads, call)
         watch = exchange.watch()
         try:
             if watch is not None:
-                await asyncio.wait([asyncio.ensure_future(future), watch], return_when=asyncio.FIRST_COMPLETED)
+                waiting: set[asyncio.Future[Any]] = {future, watch}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 while not future.done():
                     # Again and again, because the query may not have begun when it was killed.
                     await loop.run_in_executor(self._killers, self._engine.cancel, [request.query_id])

@@ -87,10 +87,7 @@ class LocalIngest:
         ends = end_positions(self._directory.log)
         worker = self._worker
         positions = dict(worker.positions()) if worker is not None else {}
-        if worker is None:
-            state = "starting"
-        else:
-            state = "ready" if self._caught_up(ends) else "catching-up"
+        state = "ready" if self._caught_up(ends) else "catching-up" if worker is not None else "starting"
         trouble = self._failure or (worker.trouble() if worker is not None else None)
         return {
             "state": state,

@@ -8,7 +8,6 @@ import fcntl
 import os
 import socket
 import time
-from types import TracebackType
 from typing import Final
 
 from runstream_schemas.layout import DataDirectory, ServerAddress
@@ -78,7 +77,7 @@ class Ownership:
     def holds(self) -> bool:
         """Whether the directory is still where it was: its lock file is the one that we hold."""
         try:
-            there = os.stat(self._directory.lock)
+            there = self._directory.lock.stat()
         except OSError:
             return False
         mine = os.fstat(self._file)

@@ -59,8 +59,8 @@ class Answer:
         answer.first, answer.done = data, True
         return answer
 
-    def read(self, size: int) -> bytes:
-        """At least `size` bytes, or the rest, in which case `done` is set then.
+    def read(self, size: int) -> tuple[bytes, bool]:
+        """At least `size` bytes, or the rest; and whether there is more (`done` says the same).
 
         Raises:
             EngineQueryError: the query failed; what was returned before is not a whole result.
@@ -76,7 +76,7 @@ class Answer:
                 parts.append(chunk.data)
                 have += len(chunk.data)
                 self._result_rows += chunk.rows
-        return b"".join(parts)
+        return b"".join(parts), not self.done
 
     @property
     def rows(self) -> int:
@@ -209,7 +209,7 @@ def _start(session: Session, is_select: bool, sql: str, output_format: str, requ
         return Answer.whole(chunk.data, output_format, statistics)
     answer = Answer(session, output_format, session.stream(sql, output_format, request.parameters))
     try:
-        answer.first = answer.read(FIRST_BYTES_AT_END if request.wait_end_of_query else FIRST_BYTES)
+        answer.first, _ = answer.read(FIRST_BYTES_AT_END if request.wait_end_of_query else FIRST_BYTES)
         if answer.done and not answer.first and output_format == "Native":
             answer.first = empty_native(_columns(session, sql, request.parameters))
     except BaseException:
