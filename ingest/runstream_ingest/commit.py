@@ -6,12 +6,11 @@ anywhere before the end repeats the batch; tables and dead letters absorb that.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import structlog
 
 from runstream_schemas.names import Stream, landing_table
 
@@ -26,7 +25,7 @@ from .store import Store
 
 __all__ = ["Abandoned", "Committer", "DeadLetterLimits", "Retry", "read_positions", "write_positions"]
 
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Abandoned(Exception):
@@ -95,13 +94,11 @@ class Committer:
             dead.sort(key=lambda letter: letter.source)
             self._persist(lambda: self._dead_letters.put(dead), "dead letters")
             self._metrics.dead_letters(dead)
-            first = dead[0]
             _log.warning(
-                "set aside what cannot be stored",
-                dead_letters=len(dead),
-                first=str(first.source),
-                reason=first.reason[:200],
-                see="runstream dead-letters list",
+                "set aside %d records that cannot be stored, the first at %s: %s (see `runstream dead-letters list`)",
+                len(dead),
+                dead[0].source,
+                dead[0].reason[:200],
             )
         self._persist(lambda: write_positions(self._store, batch.positions), "positions")
 
@@ -170,7 +167,7 @@ class Committer:
                 delay = min(self._retry.max_seconds, delay * 2)
             else:
                 if attempts:
-                    _log.info("the store is back", doing=what, attempts=attempts + 1)
+                    _log.info("the store is back: %s succeeded at attempt %d", what, attempts + 1)
                 return
 
 

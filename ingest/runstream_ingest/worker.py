@@ -9,12 +9,11 @@ open batch is full and the other not done, the log is paused, but polled on: a K
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import structlog
 
 from runstream_schemas.names import Stream
 
@@ -28,7 +27,7 @@ from .store import Store
 
 __all__ = ["Worker", "WorkerSettings"]
 
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 _IDLE_POLL_SECONDS = 0.25
 _BUSY_POLL_SECONDS = 0.005
 
@@ -316,7 +315,7 @@ class _Inserter:
                 positions = read_positions(self._store)
             except StoreBusy as exc:
                 if self._waiting_since is None:
-                    _log.warning("the store is away: waiting for it to tell its positions", error=str(exc)[:300])
+                    _log.warning("the store is away; waiting for its positions: %s", str(exc)[:300])
                 if self._wait_for_store(delay):
                     raise Abandoned("positions") from exc
                 delay = min(5.0, delay * 2)
