@@ -11,7 +11,9 @@ __all__ = ["demo"]
 
 
 @click.command(cls=Command)
-@click.option("--processes", type=click.IntRange(1, 64), default=12, show_default=True, help="Training processes at once.")
+@click.option(
+    "--processes", type=click.IntRange(1, 64), default=12, show_default=True, help="Training processes at once."
+)
 @click.pass_context
 def demo(context: click.Context, processes: int) -> None:
     """Train 12 scikit-learn models in parallel, then query what they logged (about half a minute)."""
@@ -20,9 +22,7 @@ def demo(context: click.Context, processes: int) -> None:
         import matplotlib  # noqa: F401
         import sklearn  # noqa: F401
     except ModuleNotFoundError as exc:
-        raise Failure(
-            f"the demo needs {exc.name}: pip install 'runstream[demo]'", ExitCode.MISSING_PART
-        ) from exc
+        raise Failure(f"the demo needs {exc.name}: pip install 'runstream[demo]'", ExitCode.MISSING_PART) from exc
     from ..demo.session import run_demo
 
     if not run_demo(session, processes=processes):

@@ -38,11 +38,12 @@ class Failure(Exception):
 
 _BY_NAME: Final = {
     "NotFoundError": ExitCode.NOT_FOUND,
-    "DoesNotExistError": ExitCode.NOT_FOUND,
     "MissingExtraError": ExitCode.MISSING_PART,
     "UnavailableError": ExitCode.UNAVAILABLE,
-    "StoreUnavailableError": ExitCode.UNAVAILABLE,
     "TransportError": ExitCode.UNAVAILABLE,
+    "StoreBusy": ExitCode.UNAVAILABLE,
+    "InvalidInputError": ExitCode.USAGE,
+    "SettingsError": ExitCode.USAGE,
 }
 """Error classes of the packages behind the commands, by name: importing them all would cost each start."""
 
@@ -56,11 +57,11 @@ def explain(error: Exception) -> Failure:
     """The sentence and code for `error`; an error we do not know is named as a bug, with the way to its trace."""
     if isinstance(error, Failure):
         return error
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = str(error).strip() or type(error).__name__
     for kind in type(error).__mro__:
         if kind.__name__ in _BY_NAME:
             return Failure(message, _BY_NAME[kind.__name__])
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("runstream"):
         return Failure(
             f"{message}. This command needs an optional part: pip install 'runstream[server]'", ExitCode.MISSING_PART
         )

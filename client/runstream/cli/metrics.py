@@ -55,7 +55,10 @@ def list_(context: click.Context, run: str) -> None:
     if session.output.json:
         session.output.value(rows)
         return
-    columns = [Column("KEY", style="bold"), *(Column(t, right=True) for t in ("LAST", "MIN", "MAX", "LAST STEP", "POINTS"))]
+    columns = [
+        Column("KEY", style="bold"),
+        *(Column(t, right=True) for t in ("LAST", "MIN", "MAX", "LAST STEP", "POINTS")),
+    ]
     session.output.table(
         [*columns, Column("UPDATED")],
         [
@@ -77,9 +80,7 @@ def list_(context: click.Context, run: str) -> None:
 @click.option("--height", type=click.IntRange(4, 200), default=14, show_default=True, help="Rows of the drawing area.")
 @click.option("--log-y", is_flag=True, help="Logarithmic y axis.")
 @click.pass_context
-def show(
-    context: click.Context, run: str, key: tuple[str, ...], width: int | None, height: int, log_y: bool
-) -> None:
+def show(context: click.Context, run: str, key: tuple[str, ...], width: int | None, height: int, log_y: bool) -> None:
     """Draw metrics KEY ... of RUN in the terminal (bucket means, one for each dot column).
 
     Without KEY the first metric is drawn. With --json the drawn points are printed: step, mean, low, high.
@@ -100,15 +101,26 @@ def show(
         session.output.value({"run_id": run_id, "series": series})
         return
     session.output.write(
-        picture(session.output, series, width=columns, height=height, title=f"{', '.join(keys)}  {short_id(run_id)}", log_y=log_y)
+        picture(
+            session.output,
+            series,
+            width=columns,
+            height=height,
+            title=f"{', '.join(keys)}  {short_id(run_id)}",
+            log_y=log_y,
+        )
     )
 
 
 @metrics.command()
 @click.argument("run", nargs=-1, required=True, type=RunId())
 @click.option("-k", "--key", "keys", multiple=True, help="Only this metric (repeatable); all if left out.")
-@click.option("--format", "form", type=click.Choice(["csv", "parquet"]), help="If left out, taken from the file's name; csv.")
-@click.option("-o", "--output", "path", type=click.Path(dir_okay=False, path_type=Path), help="File to write; stdout if left out.")
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "parquet"]), help="If left out, taken from the file's name; csv."
+)
+@click.option(
+    "-o", "--output", "path", type=click.Path(dir_okay=False, path_type=Path), help="File to write; stdout if left out."
+)
 @click.pass_context
 def export(
     context: click.Context, run: tuple[str, ...], keys: tuple[str, ...], form: str | None, path: Path | None

@@ -14,11 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from .text import one_line
 
 __all__ = ["Column", "Output", "plain", "terminal_width"]
+
+
+_GAP: Final = 3
+"""Characters between two columns of a table on a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +153,17 @@ class Output:
         except ImportError:  # the client alone, without runstream[server]
             self._aligned(columns, rows)
             return
-        fitting = _fitting(columns, rows, terminal_width())
+        widths = _widths(columns, rows, terminal_width())
+        fitting = len(widths)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=False)
-        for column in columns[:fitting]:
+        for column, width in zip(columns, widths, strict=False):
             table.add_column(
                 column.title,
                 justify="right" if column.right else "left",
                 style=column.style or None,
                 no_wrap=True,
                 overflow="ellipsis",
-                min_width=_width_of(column, rows, columns.index(column)) if column.keep else None,
+                width=width,
             )
         for row in rows:
             table.add_row(*(Text(one_line(cell)) for cell in row[:fitting]))
@@ -166,7 +171,9 @@ class Output:
         if fitting < len(columns):
             hidden = ", ".join(column.title for column in columns[fitting:][:5])
             more = len(columns) - fitting
-            self.note(f"{more} more column{'s' if more > 1 else ''} ({hidden}{', ...' if more > 5 else ''}): --json shows all")
+            self.note(
+                f"{more} more column{'s' if more > 1 else ''} ({hidden}{', ...' if more > 5 else ''}): --json shows all"
+            )
 
     @contextmanager
     def progress(self, label: str, total: float | None = None) -> Iterator[Callable[[float, str], None]]:
@@ -194,15 +201,25 @@ def _width_of(column: Column, rows: Sequence[Sequence[str]], at: int) -> int:
     return max([len(column.title), *(len(row[at]) for row in rows)])
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> int:
-    """How many leading columns fit `width` when long cells may be cut to 8 characters; at least one."""
-    used = 0
-    for at, column in enumerate(columns):
-        full = _width_of(column, rows, at)
-        used += (full if column.keep else min(full, max(8, len(column.title)))) + (2 if at else 0)
-        if used > width:
-            return max(at, 1)
-    return len(columns)
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Widths of the leading columns that fit `room`; at least one. Wide columns give way first, to 12 characters.
+
+    Rich would rather make the last columns vanish.
+    """
+    full = [_width_of(column, rows, at) for at, column in enumerate(columns)]
+    least = [width if column.keep else min(width, 12) for column, width in zip(columns, full, strict=True)]
+    fitting = 1
+    while fitting < len(columns) and sum(least[: fitting + 1]) + _GAP * fitting <= room:
+        fitting += 1
+    widths = full[:fitting]
+    excess = sum(widths) + _GAP * (fitting - 1) - room
+    while excess > 0:
+        at = max(range(fitting), key=lambda each: widths[each] - least[each])
+        if widths[at] <= least[at]:
+            break  # one column alone is wider than the terminal
+        widths[at] -= 1
+        excess -= 1
+    return widths
 
 
 def _wrap(value: str, room: int | None) -> list[str]:

@@ -14,6 +14,7 @@ from .text import age, duration, moment, number, short_id, size
 
 if TYPE_CHECKING:
     from ..entities import Run
+    from .session import Session
 
 __all__ = ["describe", "runs", "status_of"]
 
@@ -29,11 +30,40 @@ def runs() -> None:
 
 
 @runs.command("list")
-@click.option("-e", "--experiment", "experiments", multiple=True, type=ExperimentName(), help="Only runs of it (repeatable).")
-@click.option("-f", "--filter", "filter_string", default="", metavar="EXPR", help="Such as \"metrics.loss < 0.1 and params.lr = '0.01'\".")
-@click.option("-o", "--order-by", multiple=True, metavar="EXPR", help="Such as 'metrics.loss ASC' (repeatable); newest first if left out.")
-@click.option("-m", "--metric", "metrics", multiple=True, metavar="KEY", help="Show this metric (repeatable); the most common ones if left out.")
-@click.option("-p", "--param", "params", multiple=True, metavar="KEY", help="Show this param (repeatable); the most common ones if left out.")
+@click.option(
+    "-e", "--experiment", "experiments", multiple=True, type=ExperimentName(), help="Only runs of it (repeatable)."
+)
+@click.option(
+    "-f",
+    "--filter",
+    "filter_string",
+    default="",
+    metavar="EXPR",
+    help="Such as \"metrics.loss < 0.1 and params.lr = '0.01'\".",
+)
+@click.option(
+    "-o",
+    "--order-by",
+    multiple=True,
+    metavar="EXPR",
+    help="Such as 'metrics.loss ASC' (repeatable); newest first if left out.",
+)
+@click.option(
+    "-m",
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="KEY",
+    help="Show this metric (repeatable); the most common ones if left out.",
+)
+@click.option(
+    "-p",
+    "--param",
+    "params",
+    multiple=True,
+    metavar="KEY",
+    help="Show this param (repeatable); the most common ones if left out.",
+)
 @click.option("--stage", type=click.Choice(["active", "deleted", "all"]), default="active", show_default=True)
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=25, show_default=True, help="At most so many.")
 @click.pass_context
@@ -114,7 +144,8 @@ def show(context: click.Context, run: str) -> None:
     found = session.run(run)
     run_id = found.info.run_id
     metrics = session.sql(
-        "SELECT key, value, min, max, step, timestamp FROM latest_metrics WHERE run_id = {id:String} ORDER BY key", id=run_id
+        "SELECT key, value, min, max, step, timestamp FROM latest_metrics WHERE run_id = {id:String} ORDER BY key",
+        id=run_id,
     )
     files = session.sql(
         "SELECT path, size_bytes, logged_at FROM artifacts WHERE run_id = {id:String} ORDER BY path", id=run_id
@@ -137,7 +168,11 @@ def show(context: click.Context, run: str) -> None:
             ("commit", info.source_version),
             ("artifacts", info.artifact_uri),
             *([("parent", info.parent_run_id)] if info.parent_run_id else []),
-            *([("deleted", "yes; `runstream runs restore` brings it back")] if info.lifecycle_stage == "deleted" else []),
+            *(
+                [("deleted", "yes; `runstream runs restore` brings it back")]
+                if info.lifecycle_stage == "deleted"
+                else []
+            ),
         ],
     )
     if found.data.params:
@@ -187,7 +222,10 @@ def compare(context: click.Context, run: tuple[str, ...], show_all: bool) -> Non
         Column("KEY"),
         *(Column(each.info.run_name or short_id(each.info.run_id), right=True) for each in found),
     ]
-    shown = [[kind, key, *(number(v) if isinstance(v, float) else str(v or "") for v in values)] for kind, key, values in rows]
+    shown = [
+        [kind, key, *(number(v) if isinstance(v, float) else str(v or "") for v in values)]
+        for kind, key, values in rows
+    ]
     session.output.table(columns, shown, "These runs do not differ; --all shows what they have.")
 
 
@@ -215,6 +253,72 @@ def restore(context: click.Context, run: tuple[str, ...]) -> None:
         for run_id in ids:
             session.client.restore_run(run_id)
     session.output.done(f"Restored {_count(ids)}.", {"restored": ids})
+
+
+@runs.command("close-lost")
+@click.option("-e", "--experiment", "experiments", multiple=True, type=ExperimentName(), help="Only runs of it (repeatable).")
+@click.option(
+    "--status", type=click.Choice(["KILLED", "FAILED"]), default="KILLED", show_default=True, help="What they become."
+)
+@click.option("--dry-run", is_flag=True, help="Only show them.")
+@click.pass_context
+def close_lost(context: click.Context, experiments: tuple[str, ...], status: str, dry_run: bool) -> None:
+    """End runs that are RUNNING but whose process has not been heard of for two minutes.
+
+    Their end is the last sign of life. Should such a process come back, what it says of its run wins.
+    """
+    session = session_of(context)
+    chosen = [session.experiment(name).experiment_id for name in experiments]
+    found = session.sql(
+        "SELECT run_id, name, experiment_name, heartbeat_at, toUnixTimestamp64Milli(heartbeat_at) AS heartbeat_ms "
+        "FROM runs WHERE lost AND (empty({ids:Array(String)}) OR experiment_id IN {ids:Array(String)}) "
+        "ORDER BY heartbeat_at",
+        ids=chosen,
+    )
+    if not dry_run:
+        _close(session, found, status)
+    if session.output.json:
+        rows = [{key: row[key] for key in ("run_id", "name", "experiment_name", "heartbeat_at")} for row in found]
+        session.output.value({"dry_run": dry_run, "status": status, "runs": rows})
+        return
+    session.output.table(
+        [Column("ID", keep=True), Column("NAME", style="bold"), Column("EXPERIMENT"), Column("LAST SIGN OF LIFE")],
+        [
+            [short_id(row["run_id"]), row["name"], row["experiment_name"], age(row["heartbeat_ms"])]
+            for row in found
+        ],
+        "No lost runs.",
+    )
+    if found and not dry_run:
+        session.output.write(f"{_count([row['run_id'] for row in found])} ended as {status}.")
+
+
+def _close(session: Session, found: Sequence[dict[str, Any]], status: str) -> None:
+    """Say that `found` ended at their last heartbeat.
+
+    The version is just above the heartbeat's: newer than everything that was heard of the run, older than a FINISHED
+    that still waits in a journal somewhere.
+    """
+    from runstream_schemas.identity import Version
+
+    recorder = session.writer().recorder
+    with session.writing():
+        for row in found:
+            heartbeat = int(row["heartbeat_ms"])
+            version = Version(heartbeat, 0xFFFFFFFF, 0)
+            recorder.control(
+                "run_updated",
+                {
+                    "run_id": row["run_id"],
+                    "status": status,
+                    "ended_at": heartbeat,
+                    "name": "",
+                    "lifecycle_stage": "",
+                    "time_ms": version.time_ms,
+                    "seq": version.seq,
+                    "writer": version.writer,
+                },
+            )
 
 
 def status_of(run: Run) -> str:
@@ -295,5 +399,3 @@ def _comparison(found: Sequence[Run], *, show_all: bool) -> list[tuple[str, str,
 
 def _count(ids: Sequence[str]) -> str:
     return f"run {ids[0]}" if len(ids) == 1 else f"{len(ids)} runs"
-
-

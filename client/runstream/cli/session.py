@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,8 +13,12 @@ from .failure import ExitCode, Failure
 from .output import Output
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from ..client import Client
+    from ..config import Settings
     from ..entities import Experiment, Run
+    from ..events import EventWriter
 
 __all__ = ["Session", "local_store_pid"]
 
@@ -42,12 +46,25 @@ class Session:
 
     def sql(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
         """Rows of `query` over the public views, as dicts."""
+        self._use_tracking_uri()
         import runstream
 
-        if self.tracking_uri is not None:
-            runstream.set_tracking_uri(self.tracking_uri)
         rows: list[dict[str, Any]] = runstream.sql(query, parameters=parameters, output_format="rows")
         return rows
+
+    def arrow(self, query: str, parameters: Mapping[str, Any]) -> pyarrow.Table:
+        """The answer to `query` as an Arrow table."""
+        self._use_tracking_uri()
+        import runstream
+
+        table: pyarrow.Table = runstream.sql(query, parameters=parameters, output_format="arrow")
+        return table
+
+    def _use_tracking_uri(self) -> None:
+        if self.tracking_uri is not None:
+            import runstream
+
+            runstream.set_tracking_uri(self.tracking_uri)
 
     def run_id(self, text: str) -> str:
         """The full id of the run that `text` names: an id, the unambiguous beginning of one, or a unique run name.
@@ -99,6 +116,20 @@ class Session:
         rows = self.sql(f"SELECT experiment_id FROM experiments{condition}")
         return [str(row["experiment_id"]) for row in rows]
 
+    def writer(self) -> EventWriter:
+        """Writes events that no client call makes; use it inside `writing`."""
+        from ..events import writer_for
+
+        return writer_for(self.settings())
+
+    def settings(self) -> Settings:
+        """The settings for --tracking-uri, or the environment's."""
+        import runstream
+
+        from ..config import Settings
+
+        return Settings.from_environment(tracking_uri=self.tracking_uri or runstream.get_tracking_uri())
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Around calls that change something: returns once every event of them is in the log.
@@ -106,6 +137,7 @@ class Session:
         Raises:
             Failure: the log did not take them in time; they are kept in the journal.
         """
+        self._use_tracking_uri()
         yield
         import runstream
 

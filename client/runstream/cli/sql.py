@@ -21,13 +21,43 @@ _SHOWN_ROWS: Final = 1000
 
 @click.command(cls=Command)
 @click.argument("query", required=False)
-@click.option("-f", "--file", "path", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path), help="Read the query from a file (- for stdin).")
-@click.option("-p", "--param", "params", multiple=True, metavar="NAME=VALUE", help="Value of {NAME:Type} in the query (repeatable).")
-@click.option("--format", "form", type=click.Choice(["table", "csv", "tsv", "jsonl", "json", "parquet"]), default="table", show_default=True)
-@click.option("-o", "--output", "target", type=click.Path(dir_okay=False, path_type=Path), help="File to write; stdout if left out.")
+@click.option(
+    "-f",
+    "--file",
+    "path",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="Read the query from a file (- for stdin).",
+)
+@click.option(
+    "-p",
+    "--param",
+    "params",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Value of {NAME:Type} in the query (repeatable).",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "tsv", "jsonl", "json", "parquet"]),
+    default="table",
+    show_default=True,
+)
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write; stdout if left out.",
+)
 @click.pass_context
 def sql(
-    context: click.Context, query: str | None, path: Path | None, params: tuple[str, ...], form: str, target: Path | None
+    context: click.Context,
+    query: str | None,
+    path: Path | None,
+    params: tuple[str, ...],
+    form: str,
+    target: Path | None,
 ) -> None:
     """Answer QUERY, ClickHouse's SQL over the views experiments, runs, params, tags, metrics, latest_metrics, inputs
     and artifacts (deploy/schema.md describes every column). Reading only.

@@ -39,7 +39,9 @@ WHERE run_id = {run:String} AND (empty({keys:Array(String)}) OR key IN {keys:Arr
 @click.command(cls=Command)
 @click.argument("run", type=RunId())
 @click.argument("key", nargs=-1)
-@click.option("--interval", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds between two looks."
+)
 @click.option("--from-start", is_flag=True, help="Print what was logged before, too; else the last ten seconds of it.")
 @click.option("--no-follow", is_flag=True, help="Print what is there and stop.")
 @click.pass_context
@@ -91,9 +93,7 @@ class _Follower:
         if rows:
             newest = max(int(row["timestamp"].timestamp() * 1000) for row in rows)
             self._since = max(self._since, newest - OVERLAP_SECONDS * 1000)
-            self._shown = {
-                _identity(row) for row in rows if int(row["timestamp"].timestamp() * 1000) >= self._since
-            }
+            self._shown = {_identity(row) for row in rows if int(row["timestamp"].timestamp() * 1000) >= self._since}
         return fresh
 
 

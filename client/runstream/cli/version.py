@@ -11,7 +11,18 @@ from .command import Command, session_of
 
 __all__ = ["PARTS", "version", "version_of"]
 
-PARTS = ("kafka-python", "fastavro", "fsspec", "chdb", "clickhouse-connect", "pandas", "pyarrow", "s3fs", "gcsfs", "adlfs")
+PARTS = (
+    "kafka-python",
+    "fastavro",
+    "fsspec",
+    "chdb",
+    "clickhouse-connect",
+    "pandas",
+    "pyarrow",
+    "s3fs",
+    "gcsfs",
+    "adlfs",
+)
 """Distributions whose version matters when something goes wrong."""
 
 
@@ -31,7 +42,9 @@ def version(context: click.Context) -> None:
     parts = {name: version_of(name) for name in PARTS}
     own = version_of("runstream") or "unknown"
     if out.json:
-        out.value({"runstream": own, "python": platform.python_version(), "system": platform.platform(), "parts": parts})
+        out.value(
+            {"runstream": own, "python": platform.python_version(), "system": platform.platform(), "parts": parts}
+        )
         return
     out.write(f"runstream {own}")
     out.fields(

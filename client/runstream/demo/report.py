@@ -139,9 +139,7 @@ class Report:
 
     def _best_by_sql(self) -> list[Row]:
         rows = self._session.sql(_SQL.format(mark=self._mark, limit=_BEST))
-        return [
-            (row["name"], row["experiment_name"], row["accuracy"], row["val_loss"], row["run_id"]) for row in rows
-        ]
+        return [(row["name"], row["experiment_name"], row["accuracy"], row["val_loss"], row["run_id"]) for row in rows]
 
     def _curve(self, best: Row) -> None:
         name, _, _, _, run_id = best

@@ -173,4 +173,3 @@ def _watch_store(mark: str, screen: Screen, stop: threading.Event) -> None:
         with suppress(Exception):
             rows = runstream.sql(query, parameters={"mark": mark}, output_format="rows")
             screen.stored = int(rows[0]["points"])
-
