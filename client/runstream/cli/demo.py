@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .command import Command, session_of
-from .failure import ExitCode, Failure
+from .failure import Failure, need
 
 __all__ = ["demo"]
 
@@ -18,11 +18,9 @@ __all__ = ["demo"]
 def demo(context: click.Context, processes: int) -> None:
     """Train 12 scikit-learn models in parallel, then query what they logged (about half a minute)."""
     session = session_of(context)
-    try:
+    with need("demo"):
         import matplotlib  # noqa: F401
         import sklearn  # noqa: F401
-    except ModuleNotFoundError as exc:
-        raise Failure(f"the demo needs {exc.name}: pip install 'runstream[demo]'", ExitCode.MISSING_PART) from exc
     from ..demo.session import run_demo
 
     if not run_demo(session, processes=processes):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
 
-__all__ = ["ExitCode", "Failure", "debugging", "explain"]
+__all__ = ["ExitCode", "Failure", "debugging", "explain", "need"]
 
 
 class ExitCode(IntEnum):
@@ -34,6 +36,23 @@ class Failure(Exception):
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(message)
         self.code = code
+
+
+@contextmanager
+def need(extra: str) -> Iterator[None]:
+    """Around imports of an optional part.
+
+    Raises:
+        Failure: it is not installed; gives the pip line.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").startswith("runstream"):
+            raise
+        raise Failure(
+            f"this command needs {exc.name}: pip install 'runstream[{extra}]'", ExitCode.MISSING_PART
+        ) from exc
 
 
 _BY_NAME: Final = {
