@@ -7,8 +7,8 @@
 5. URL settings, formats and databases by allow-list.
 6. The process may open no file but the store's.              (landlock.py)
 
-Every check of 4 looks at one line of the AST alone, never at its neighbours: a quoted identifier with a line break can
-add lines to that text but can hide none.
+The checks of 4 look at one line of the AST each: a quoted identifier with a line break can add lines to that text but
+can hide none.
 
 What may be read: every table and view of our own database, and nothing of any other but the few system tables below.
 The private tables hold the same facts as the public views, as they were sent (rows of purged runs until merges drop
@@ -19,6 +19,7 @@ Independent of HTTP: it needs a `Session` and the text.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,7 +102,9 @@ _COMBINATORS: Final = (
     "SimpleState", "OrDefault", "Distinct", "Resample", "ForEach", "ArgMax", "ArgMin", "OrNull", "Tuple", "Merge",
     "State", "Array", "Null", "Map", "If",
 )  # fmt: skip
-_OPERATORS: Final = frozenset({"lambda", "tupleelement", "arrayelement", "cast", "interval", "grouping"})
+_OPERATORS: Final = frozenset(
+    {"lambda", "tupleelement", "arrayelement", "cast", "interval", "grouping", "exists", "untuple"}
+)
 _SHOW: Final = re.compile(
     rf"\s*SHOW\s+(?:(?:FULL\s+)?TABLES(?:\s+(?:FROM|IN)\s+`?{DATABASE}`?)?(?:\s+(?:NOT\s+)?I?LIKE\s+'[^'\\]*')?(?:\s+LIMIT\s+\d+)?"
     rf"|CREATE\s+(?:TABLE|VIEW)?\s*(?:`?{DATABASE}`?\s*\.\s*)?`?\w+`?"
@@ -111,6 +114,7 @@ _SHOW: Final = re.compile(
 _LINE: Final = re.compile(r" *(?P<node>[A-Za-z:]+)(?: (?P<rest>.*))?\Z", re.DOTALL)
 _SUFFIX: Final = re.compile(r"(?: \(alias .*?\))?(?: \(children \d+\))?\Z", re.DOTALL)
 _WORD: Final = re.compile(r"\w+\Z")
+_TABLE_NAME: Final = re.compile(r"\w+(?:\.\w+)?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +149,13 @@ def check(session: Session, sql: str, parameters: Mapping[str, str]) -> Approved
     if found.statements != 1:
         raise Refused("the statement cannot be classified", 62)
     lines = tree.split("\n")
-    for line in lines:
-        if line:
-            _check_line(line)
     root = lines[0].split(" ", 1)[0]
+    for number, line in enumerate(lines):
+        # EXPLAIN's own options (indexes = 1) say how to print; they stand in the second line and nowhere else.
+        if line and not (number == 1 and line == " Set" and root == "Explain"):
+            _check_line(line)
+            if line.lstrip(" ").startswith("Function ") and lines[number - 1].lstrip(" ").startswith("TableExpression"):
+                _check_table_function(line)
     if root.startswith("Show") and _SHOW.match(sql) is None:
         raise _denied("this form of SHOW")
     return Approved(sql, _format(lines), root == "SelectWithUnionQuery")
@@ -223,15 +230,23 @@ def _check_function(name: str) -> None:
             return
 
 
+def _check_table_function(line: str) -> None:
+    """For the names that are a harmless function and a table function too, such as `format`."""
+    name = line.lstrip(" ").split(" ")[1]
+    if name.lower() not in _TABLE_FUNCTIONS:
+        raise _denied(f"table function {name!r}")
+
+
 def _check_identifier(name: str, *, table: bool) -> None:
     """An identifier may name a column, a table (behind IN), or a function (an argument of a higher-order one)."""
     lowered = name.lower()
     first, dot, _ = lowered.partition(".")
     if dot and first in ("system", "information_schema", "default", "_temporary_and_external_tables"):
-        if lowered not in _SYSTEM_TABLES:
+        if lowered not in _SYSTEM_TABLES or not table:
             raise _denied(f"database {first!r}")
-    elif table and dot and first != DATABASE:
-        raise _denied(f"table {name!r} of another database")
+    elif table and (_TABLE_NAME.match(name) is None or (dot and first != DATABASE)):
+        # The engine opens a file where a table's name looks like a path.
+        raise _denied(f"table {name!r}")
     if not dot and lowered in _forbidden_functions():
         raise _denied(f"function {name!r}, or a column of that name without its table's,")
 
@@ -269,7 +284,8 @@ class Limits:
     max_execution_seconds: float = 60.0
     max_memory_bytes: int = 1_500_000_000
     max_result_rows: int = 100_000_000
-    max_threads: int = 8
+    max_threads: int = min(8, os.cpu_count() or 1)
+    """More threads than processors cost a small query a quarter of its time."""
     max_buffered_result_bytes: int = 512 * 1024 * 1024
     """Results in formats that must be made in one piece."""
 

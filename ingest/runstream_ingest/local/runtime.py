@@ -107,9 +107,8 @@ class Runtime:
             logger.info(
                 "serving %s on port %d after %.2f s", self._directory.root, address.port, time.monotonic() - started
             )
-            say(
-                f"runstream: serving {self._directory.root} on http://{address.host}:{address.port} (process {address.pid})"
-            )
+            url = f"http://{address.host}:{address.port}"
+            say(f"runstream: serving {self._directory.root} on {url} (process {address.pid})")
             reason = await self._until_done(serving)
             logger.info("stopping: %s", reason)
         finally:
