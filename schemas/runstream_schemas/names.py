@@ -16,6 +16,8 @@ EventName = Literal[
     "experiment_updated",
     "artifact_logged",
     "input_logged",
+    "logged_model",
+    "models_linked",
     "purged",
 ]
 
@@ -37,6 +39,8 @@ STREAM_OF: Final[dict[EventName, Stream]] = {
     "experiment_updated": CONTROL,
     "artifact_logged": CONTROL,
     "input_logged": CONTROL,
+    "logged_model": CONTROL,
+    "models_linked": CONTROL,
     "purged": CONTROL,
 }
 """The stream that carries each event type."""
