@@ -157,9 +157,7 @@ class Committer:
                 call()
             except (StoreBusy, OSError) as exc:
                 if attempts == 0:
-                    _log.warning(
-                        "the store is busy or away: waiting, nothing is lost", doing=what, error=str(exc)[:300]
-                    )
+                    _log.warning("the store is busy or away; waiting, nothing is lost: %s: %s", what, str(exc)[:300])
                 attempts += 1
                 self._metrics.retry()
                 if self._wait(delay * random.uniform(0.5, 1.0)):
