@@ -14,8 +14,9 @@ __all__ = ["demo"]
 @click.option(
     "--processes", type=click.IntRange(1, 64), default=12, show_default=True, help="Training processes at once."
 )
+@click.option("--no-hints", is_flag=True, help="Leave out what to try next.")
 @click.pass_context
-def demo(context: click.Context, processes: int) -> None:
+def demo(context: click.Context, processes: int, no_hints: bool) -> None:
     """Train 12 scikit-learn models in parallel, then query what they logged (about half a minute)."""
     session = session_of(context)
     with need("demo"):
@@ -23,5 +24,5 @@ def demo(context: click.Context, processes: int) -> None:
         import sklearn  # noqa: F401
     from ..demo.session import run_demo
 
-    if not run_demo(session, processes=processes):
+    if not run_demo(session, processes=processes, hints=not no_hints):
         raise Failure("not every model was trained and found again; see above")

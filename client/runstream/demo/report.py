@@ -52,7 +52,7 @@ class Report:
         self._mark = mark
         self._seconds = trained_seconds
 
-    def show(self) -> bool:
+    def show(self, *, hints: bool) -> bool:
         """Print everything.
 
         Returns:
@@ -107,7 +107,8 @@ class Report:
         out.write()
         if through_python:
             self._curve(through_python[0])
-            self._next(through_python)
+            if hints:
+                self._next(through_python)
         return complete and agree
 
     def _stored_points(self, run_ids: Sequence[str]) -> int:

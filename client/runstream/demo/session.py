@@ -46,8 +46,11 @@ class _Child:
     state: State
 
 
-def run_demo(session: Session, *, processes: int, jobs: Sequence[Job] = JOBS) -> bool:
+def run_demo(session: Session, *, processes: int, hints: bool = True, jobs: Sequence[Job] = JOBS) -> bool:
     """Train every job of `jobs`, at most `processes` at once, and print what they logged.
+
+    Args:
+        hints: say what to try next.
 
     Returns:
         Whether every run finished and reading found exactly what was logged.
@@ -76,7 +79,7 @@ def run_demo(session: Session, *, processes: int, jobs: Sequence[Job] = JOBS) ->
             stop.set()
             watcher.join(timeout=_STOP_SECONDS)
     report = Report(session, states, mark, trained_seconds=time.monotonic() - started)
-    return report.show()
+    return report.show(hints=hints)
 
 
 def _train_all(states: Sequence[State], tracking_uri: str, mark: str, processes: int, screen: Screen | None) -> None:
