@@ -182,7 +182,8 @@ HOSTILE = [
     "CREATE FUNCTION f AS x -> x",
     "CREATE USER u",
     "CREATE ROLE r",
-    "CREATE DICTIONARY d (a UInt8) PRIMARY KEY a SOURCE(FILE(path '/etc/passwd' format 'CSV')) LAYOUT(FLAT()) LIFETIME(1)",
+    "CREATE DICTIONARY d (a UInt8) PRIMARY KEY a SOURCE(FILE(path '/etc/passwd' format 'CSV')) "
+    "LAYOUT(FLAT()) LIFETIME(1)",
     "CREATE NAMED COLLECTION c AS a = 1",
     "DROP TABLE points",
     "DROP DATABASE runstream",
@@ -315,7 +316,8 @@ HONEST = [
     "SELECT number FROM numbers_mt(10) WHERE number % 2 = 0",
     "SELECT groupArray((step, value)) FROM metrics GROUP BY run_id, key",
     "SELECT groupArraySorted(10)(value), groupUniqArray(key), topK(3)(key), uniqExact(run_id) FROM metrics",
-    "SELECT sumMap(map('a', 1)), maxMap(map('a', 2)), sumForEach([1, 2]), avgOrNull(value), countIf(value > 0) FROM metrics",
+    "SELECT sumMap(map('a', 1)), maxMap(map('a', 2)), sumForEach([1, 2]), avgOrNull(value), "
+    "countIf(value > 0) FROM metrics",
     "SELECT tags['mlflow.runName'] FROM experiments",
     "SELECT mapKeys(tags), mapContains(tags, 'a') FROM experiments ARRAY JOIN mapKeys(tags) AS k",
     "SELECT (1, 'a').1, tuple(1, 2) = (1, 2), [1, 2][1], (SELECT 1), -1, 1.5e3, NULL, true, NOT false",
@@ -360,12 +362,17 @@ HONEST = [
     "SELECT * FROM {table:Identifier} LIMIT 1",
     "SELECT {n:Int64} + 1, {names:Array(String)}, {when:DateTime64(3)}",
     "SELECT match(key, '^val/.*'), extract(key, '(\\\\d+)'), splitByChar('/', key)[1], position(key, 'x'), "
-    "replaceRegexpAll(key, 'a', 'b'), concat(key, '-', run_id), key || run_id, lower(key), substring(key, 1, 3) FROM metrics",
-    "SELECT corr(a.value, b.value), covarPop(a.value, b.value), simpleLinearRegression(a.step, a.value), stddevPop(a.value) "
+    "replaceRegexpAll(key, 'a', 'b'), concat(key, '-', run_id), key || run_id, lower(key), "
+    "substring(key, 1, 3) FROM metrics",
+    "SELECT corr(a.value, b.value), covarPop(a.value, b.value), simpleLinearRegression(a.step, a.value), "
+    "stddevPop(a.value) "
     "FROM metrics a JOIN metrics b USING (run_id, step)",
-    "SELECT exponentialMovingAverage(10)(value, step), deltaSum(value), boundingRatio(step, value), skewPop(value) FROM metrics",
-    "SELECT histogram(10)(value), bar(1, 0, 10, 5), any(cityHash64(run_id)), max(hex(MD5(run_id))), rand() FROM metrics",
-    "SELECT width_bucket(value, 0, 1, 10), roundBankers(value, 2), floor(value), log10(value), greatest(1, 2) FROM metrics",
+    "SELECT exponentialMovingAverage(10)(value, step), deltaSum(value), boundingRatio(step, value), "
+    "skewPop(value) FROM metrics",
+    "SELECT histogram(10)(value), bar(1, 0, 10, 5), any(cityHash64(run_id)), max(hex(MD5(run_id))), "
+    "rand() FROM metrics",
+    "SELECT width_bucket(value, 0, 1, 10), roundBankers(value, 2), floor(value), log10(value), "
+    "greatest(1, 2) FROM metrics",
     "SELECT lagInFrame(value) OVER (ORDER BY step) FROM metrics",
     "SELECT untuple((1, 2)), dictionary_like FROM (SELECT 1 AS dictionary_like)",
     "SHOW TABLES",
