@@ -144,7 +144,7 @@ def _pandas_digest(df: Any, columns: list[str]) -> str:
         parts = [df]
     for part in parts:
         try:
-            sha.update(hash_pandas_object(part, index=True).values.tobytes())
+            sha.update(hash_pandas_object(part, index=True).to_numpy().tobytes())
         except TypeError:  # cells that cannot be hashed: lists, dicts, arrays
             sha.update(part.astype(str).to_csv().encode("utf-8", "replace"))
     return sha.hexdigest()[:16]

@@ -43,6 +43,8 @@ class SystemMetricsSettings:
     """So many samples are averaged into one point."""
     node_id: str = ""
     """Put between prefix and name (`system/<node>/...`) where several machines log to one run."""
+    first_step: int = 0
+    """Step of the first point; a resumed run goes on behind its earlier ones."""
 
     def __post_init__(self) -> None:
         if not self.interval_seconds > 0:
@@ -148,7 +150,7 @@ class SystemMetrics:
         self._pid = os.getpid()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="runstream-system-metrics", daemon=True)
-        self._step = 0
+        self._step = settings.first_step
 
     def start(self) -> None:
         self._thread.start()
