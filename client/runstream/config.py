@@ -1,13 +1,14 @@
-"""The client's settings, and what a tracking address means. Standard library alone; read when first used, not at import.
+"""The client's settings, and what a tracking address means. Standard library alone; read when first used, not at
+import.
 
 | variable | meaning | default |
 | --- | --- | --- |
-| RUNSTREAM_TRACKING_URI | where to log: a data directory (path or file:///dir), kafka://host:9092/PREFIX, or http(s)://server | ./runstream-data |
-| RUNSTREAM_STORE_URI | where to read with a kafka:// address: a data directory or clickhouse://user:password@host:8443/database (secret) | the data directory itself |
-| RUNSTREAM_ARTIFACT_ROOT | any fsspec URL below which artifacts go | artifacts/ in the data directory |
-| RUNSTREAM_JOURNAL_DIR | folder of this host's journals, on a local file system | journal/ in a local data directory, else the user's state folder, else /var/tmp |
-| RUNSTREAM_JOURNAL_LIMIT_BYTES | size on disk above which undelivered metrics of one process are thinned | 1073741824 (1 GiB) |
-| RUNSTREAM_EXIT_TIMEOUT_SECONDS | how long interpreter exit waits for delivery; what is left is delivered by the next process | 10 |
+| RUNSTREAM_TRACKING_URI | where to log: a folder, kafka://host:9092/PREFIX or http(s)://server | ./runstream-data |
+| RUNSTREAM_STORE_URI | where to read: a folder or clickhouse://user:password@host:8443/db (secret) | the folder |
+| RUNSTREAM_ARTIFACT_ROOT | any fsspec URL below which artifacts go | artifacts/ in the folder |
+| RUNSTREAM_JOURNAL_DIR | journals of this host, on a local disk | journal/ in the folder, or the user's state folder |
+| RUNSTREAM_JOURNAL_LIMIT_BYTES | undelivered metrics of a process above which they are thinned | 1073741824 (1 GiB) |
+| RUNSTREAM_EXIT_TIMEOUT_SECONDS | how long the exit waits for delivery; the next process sends the rest | 10 |
 | RUNSTREAM_KAFKA_* | passed to the Kafka transport | see runstream_schemas.kafka_address |
 """
 
@@ -50,7 +51,8 @@ class Settings:
     """One process's settings for one tracking address. Secrets stay out of `repr`."""
 
     tracking_uri: str
-    """Normal form: file:///absolute/dir, kafka://..., http(s)://... or memory://name (tests). Two equal strings are one target."""
+    """Normal form: file:///absolute/dir, kafka://..., http(s)://... or memory://name (tests). Two equal strings are
+    one target."""
     store_uri: str | None = field(default=None, repr=False)
     """Where readers read, if not in the data directory. May hold a password."""
     artifact_root: str | None = None
@@ -134,8 +136,8 @@ def normal_tracking_uri(uri: str | os.PathLike[str]) -> str:
             raise SettingsError(f"tracking URI {text!r} names no host")
         return text.rstrip("/")
     raise SettingsError(
-        f"tracking URI {text!r} has the unknown scheme {scheme!r}: give a folder, file:///dir, kafka://host:9092/PREFIX "
-        "or http(s)://server"
+        f"tracking URI {text!r} has the unknown scheme {scheme!r}: give a folder, file:///dir, "
+        "kafka://host:9092/PREFIX or http(s)://server"
     )
 
 

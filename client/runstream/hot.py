@@ -6,9 +6,9 @@
 - `on_slow(metric, metrics)` once at import: called for what the fast path does not decide, that is no active run, an
   explicit `run_id`, a `model_id` or a `dataset`. They route to a `RunChannel` and call its functions.
 
-Why here and so: every layer costs (attribute 15 ns, delegating method 35 ns, contextvar 47 ns), and a plain function that
-appends to a growing deque takes 190 ns. One global function over one global `write` is 240 ns; `bench/log_metric.py`.
-The active run is process-global: a context variable would be empty in new threads.
+Why here and so: every layer costs (attribute 15 ns, delegating method 35 ns, contextvar 47 ns), and a plain function
+that appends to a growing deque takes 190 ns. One global function over one global `write` is 240 ns;
+`bench/log_metric.py`. The active run is process-global: a context variable would be empty in new threads.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .channel import RunChannel, unbound
 from .errors import RunstreamError
 from .journal.record import POINT
-from .recorder import RunChannel
 
 __all__ = ["activate", "log_metric", "log_metrics", "on_slow"]
 
@@ -35,14 +35,10 @@ def _no_run(*_: Any) -> Any:
     raise RunstreamError("no active run: call runstream.start_run() first")
 
 
-def _unbound(_: bytes) -> object:
-    raise ValueError
-
-
 _binding = threading.RLock()
 _pack = POINT.pack
 _now = time.time
-_write: Callable[[bytes], object] = _unbound
+_write: Callable[[bytes], object] = unbound
 _ids: dict[str, int] = {}
 _channel: RunChannel | None = None
 _slow_metric: SlowMetric = _no_run
@@ -59,7 +55,8 @@ def log_metric(
     model_id: str | None = None,
     dataset: Any = None,
 ) -> None:
-    """Log one point of a metric to the active run. Returns once the point survives a kill of this process; never blocks.
+    """Log one point of a metric to the active run. Returns once the point survives a kill of this process; never
+    blocks.
 
     Args:
         key: metric key, at most 250 characters.
@@ -116,7 +113,7 @@ def _log_slowly(key: Any, value: Any, step: Any, timestamp: Any, run_id: Any, mo
 def activate(channel: RunChannel | None) -> None:
     """Make `channel` the one that `log_metric` writes to; None: no run is active."""
     with _binding:
-        write, ids = (_unbound, {}) if channel is None else channel.hot()
+        write, ids = (unbound, {}) if channel is None else channel.hot()
         # One C call, so that no thread sees the ids of one run with the write of another's journal.
         globals().update(_write=write, _ids=ids, _channel=channel)
 
