@@ -45,12 +45,13 @@ CREATE TABLE IF NOT EXISTS run_facts
 ENGINE = AggregatingMergeTree
 ORDER BY run_id;
 
--- One row per experiment. last_start is the newest start of one of its runs: it restores a deleted experiment.
+-- One row per experiment. created is the oldest creation (as run_facts.start), last_created the newest, which counts
+-- after a purge; last_start is the newest start of one of its runs: it restores a deleted experiment.
 CREATE TABLE IF NOT EXISTS experiment_facts
 (
     experiment_id String CODEC(ZSTD(1)),
     created SimpleAggregateFunction(max, Tuple(inverse_version UInt128, name String, artifact_uri String, created_at Int64)),
-    last_created SimpleAggregateFunction(max, UInt128),
+    last_created SimpleAggregateFunction(max, Tuple(version UInt128, name String, artifact_uri String, created_at Int64)),
     name SimpleAggregateFunction(max, Tuple(version UInt128, name String)),
     lifecycle SimpleAggregateFunction(max, Tuple(version UInt128, stage String)),
     last_start SimpleAggregateFunction(max, Tuple(version UInt128, run_id String)),

@@ -256,7 +256,7 @@ CREATE TABLE IF NOT EXISTS landing_experiment_created
 ENGINE = Null;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS landing_experiment_created_experiments TO experiment_facts AS
-SELECT experiment_id, (bitNot(version), name, artifact_uri, created_at) AS created, version AS last_created,
+SELECT experiment_id, (bitNot(version), name, artifact_uri, created_at) AS created, (version, name, artifact_uri, created_at) AS last_created,
     created_at AS updated_at
 FROM landing_experiment_created WHERE reason = '';
 
