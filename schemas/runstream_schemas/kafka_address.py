@@ -4,13 +4,13 @@ Standard library alone; kafka-python is imported when a client's options are ask
 
 | variable | meaning | default |
 | --- | --- | --- |
-| RUNSTREAM_KAFKA_SECURITY_PROTOCOL | PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL | PLAINTEXT; SASL_SSL with a mechanism or user name |
+| RUNSTREAM_KAFKA_SECURITY_PROTOCOL | PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL | PLAINTEXT, or SASL_SSL with a mechanism |
 | RUNSTREAM_KAFKA_SASL_MECHANISM | PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER | SCRAM-SHA-512 with a user name |
 | RUNSTREAM_KAFKA_USERNAME | user for PLAIN and SCRAM | |
 | RUNSTREAM_KAFKA_PASSWORD | its password (secret) | |
 | RUNSTREAM_KAFKA_PASSWORD_FILE | a file that holds the password, read at every connection's making | |
 | RUNSTREAM_KAFKA_OAUTH_TOKEN | a fixed bearer token (secret) | |
-| RUNSTREAM_KAFKA_OAUTH_TOKEN_FILE | a file that holds the token, read again at each login (a mounted service account token) | |
+| RUNSTREAM_KAFKA_OAUTH_TOKEN_FILE | a file that holds the token, read again at each login | |
 | RUNSTREAM_KAFKA_OAUTH_TOKEN_URL | OAuth token endpoint for the client credentials grant | |
 | RUNSTREAM_KAFKA_OAUTH_CLIENT_ID | client id for the token endpoint | |
 | RUNSTREAM_KAFKA_OAUTH_CLIENT_SECRET | its secret (secret) | |
@@ -45,9 +45,9 @@ _EXAMPLE: Final = "kafka://broker1:9092,broker2:9092/PREFIX"
 ENVIRONMENT_VARIABLES: Final = tuple(
     f"RUNSTREAM_KAFKA_{name}"
     for name in (
-        "SECURITY_PROTOCOL", "SASL_MECHANISM", "USERNAME", "PASSWORD", "PASSWORD_FILE", "OAUTH_TOKEN", "OAUTH_TOKEN_FILE",
-        "OAUTH_TOKEN_URL", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPE", "SSL_CAFILE", "SSL_CERTFILE",
-        "SSL_KEYFILE", "SSL_PASSWORD", "SSL_CHECK_HOSTNAME",
+        "SECURITY_PROTOCOL", "SASL_MECHANISM", "USERNAME", "PASSWORD", "PASSWORD_FILE", "OAUTH_TOKEN",
+        "OAUTH_TOKEN_FILE", "OAUTH_TOKEN_URL", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPE", "SSL_CAFILE",
+        "SSL_CERTFILE", "SSL_KEYFILE", "SSL_PASSWORD", "SSL_CHECK_HOSTNAME",
     )
 )  # fmt: skip
 """Every variable that `KafkaSecurity.from_environment` reads."""
@@ -181,7 +181,7 @@ class KafkaSecurity:
             for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_password"):
                 value = getattr(self, name)
                 if value is not None:
-                    options[name] = value
+                    options[name] = _Secret(value) if name == "ssl_password" else value
             for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
                 if name in options and not Path(options[name]).is_file():
                     raise ValueError(f"RUNSTREAM_KAFKA_{name.upper()} names no file: {options[name]}")
@@ -192,10 +192,18 @@ class KafkaSecurity:
                 options["sasl_oauth_token_provider"] = _token_provider(self)
             else:
                 options["sasl_plain_username"] = self.username
-                options["sasl_plain_password"] = self.password or _read_secret(
-                    self.password_file, "RUNSTREAM_KAFKA_PASSWORD_FILE"
-                )
+                password = self.password or _read_secret(self.password_file, "RUNSTREAM_KAFKA_PASSWORD_FILE")
+                options["sasl_plain_password"] = _Secret(password)
         return options
+
+
+class _Secret(str):
+    """A text that prints as stars: kafka-python logs its whole configuration at DEBUG."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
 
 
 def _without_login(uri: str) -> str:

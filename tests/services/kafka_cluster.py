@@ -1,9 +1,9 @@
 """A Kafka cluster of one or three nodes on loopback, run from the jars; brokers are killed and paused by their pid.
 
-    with KafkaCluster(Path("/tmp/kafka"), nodes=3) as cluster:
-        cluster.bootstrap                      # "127.0.0.1:40001,127.0.0.1:40003,127.0.0.1:40005"
-        cluster.brokers[0].kill()
-        cluster.start_broker(0)
+with KafkaCluster(Path("/tmp/kafka"), nodes=3) as cluster:
+    cluster.bootstrap                      # "127.0.0.1:40001,127.0.0.1:40003,127.0.0.1:40005"
+    cluster.brokers[0].kill()
+    cluster.start_broker(0)
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import base64
 import subprocess
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from .cache import free_ports
@@ -104,7 +103,7 @@ class KafkaCluster:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def data_directory(self, number: int) -> Path:

@@ -126,7 +126,9 @@ class TestAuthority:
         key, request, certificate = (self._folder / name for name in ("server.key", "server.csr", "server.crt"))
         ca_key = self._folder / "ca.key"
         new_key = ["-newkey", "rsa:2048", "-nodes"]
-        self._openssl("req", "-x509", *new_key, "-days", "2", "-subj", "/CN=test CA", "-keyout", ca_key, "-out", self.authority)
+        self._openssl(
+            "req", "-x509", *new_key, "-days", "2", "-subj", "/CN=test CA", "-keyout", ca_key, "-out", self.authority
+        )
         self._openssl("req", *new_key, "-subj", "/CN=127.0.0.1", "-keyout", key, "-out", request)
         self._openssl(
             "x509", "-req", "-in", request, "-CA", self.authority, "-CAkey", ca_key, "-CAcreateserial", "-days", "2",
