@@ -1,8 +1,13 @@
-"""runstream: experiment tracking that costs the training loop nothing. Public names, and nothing else."""
+"""runstream: experiment tracking that costs the training loop nothing. Public names, and nothing else.
+
+What a training loop needs at once is imported here; the rest when it is first used, since an import in every one of
+ten thousand jobs should cost little.
+"""
 
 from __future__ import annotations
 
-from . import artifacts, data
+from typing import TYPE_CHECKING
+
 from .api import (
     active_run,
     create_experiment,
@@ -35,29 +40,6 @@ from .api import (
     set_tracking_uri,
     start_run,
 )
-from .api_artifacts import (
-    get_artifact_uri,
-    load_table,
-    log_artifact,
-    log_artifacts,
-    log_dict,
-    log_figure,
-    log_image,
-    log_table,
-    log_text,
-)
-from .api_search import (
-    get_experiment,
-    get_experiment_by_name,
-    get_parent_run,
-    get_run,
-    metric_history,
-    search_experiments,
-    search_runs,
-    sql,
-)
-from .artifacts import download_artifacts, list_artifacts, load_dict, load_image, load_text
-from .client import Client
 from .entities import (
     Dataset,
     DatasetInput,
@@ -85,6 +67,32 @@ from .errors import (
 from .hot import log_metric, log_metrics
 from .recorder import Report
 from .run import ActiveRun
+
+if TYPE_CHECKING:
+    from . import artifacts, data
+    from .api_artifacts import (
+        get_artifact_uri,
+        load_table,
+        log_artifact,
+        log_artifacts,
+        log_dict,
+        log_figure,
+        log_image,
+        log_table,
+        log_text,
+    )
+    from .api_search import (
+        get_experiment,
+        get_experiment_by_name,
+        get_parent_run,
+        get_run,
+        metric_history,
+        search_experiments,
+        search_runs,
+        sql,
+    )
+    from .artifacts import download_artifacts, list_artifacts, load_dict, load_image, load_text
+    from .client import Client
 
 __version__ = "0.1.0"
 
@@ -170,3 +178,47 @@ __all__ = [
     "sql",
     "start_run",
 ]
+
+_LATER = {
+    "get_artifact_uri": "api_artifacts",
+    "load_table": "api_artifacts",
+    "log_artifact": "api_artifacts",
+    "log_artifacts": "api_artifacts",
+    "log_dict": "api_artifacts",
+    "log_figure": "api_artifacts",
+    "log_image": "api_artifacts",
+    "log_table": "api_artifacts",
+    "log_text": "api_artifacts",
+    "get_experiment": "api_search",
+    "get_experiment_by_name": "api_search",
+    "get_parent_run": "api_search",
+    "get_run": "api_search",
+    "metric_history": "api_search",
+    "search_experiments": "api_search",
+    "search_runs": "api_search",
+    "sql": "api_search",
+    "download_artifacts": "artifacts",
+    "list_artifacts": "artifacts",
+    "load_dict": "artifacts",
+    "load_image": "artifacts",
+    "load_text": "artifacts",
+    "Client": "client",
+}
+"""Name -> module, imported when the name is first used."""
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in ("artifacts", "data"):
+        return import_module(f".{name}", __name__)
+    module = _LATER.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

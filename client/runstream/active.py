@@ -55,6 +55,8 @@ class Tracker:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._uri: str | os.PathLike[str] | None = None
+        self.override: Settings | None = None
+        """Settings in place of the environment's and of `set_tracking_uri`; for `testing`."""
         self._target: Target | None = None
         self._targets: dict[tuple[str, str], Target] = {}  # by tracking address and experiment id
         self._stack: list[ActiveRun] = []
@@ -101,7 +103,7 @@ class Tracker:
 
     def settings(self) -> Settings:
         """The settings in force."""
-        return Settings.from_environment(tracking_uri=self._uri)
+        return self.override or Settings.from_environment(tracking_uri=self._uri)
 
     def writer(self) -> EventWriter:
         """The writer of the tracking address in force."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .artifact_store import local_path_of
 from .config import Settings
 from .errors import ArtifactError, InvalidInputError
 
@@ -39,6 +38,8 @@ def location_uri(location: object) -> str:
     text = str(location) if isinstance(location, str | Path) else ""
     if not text.strip() or "\0" in text:
         raise InvalidInputError(f"artifact location {location!r} must be a path or a URL, such as s3://bucket/prefix")
+    from .artifact_store import local_path_of
+
     local = local_path_of(text)
     uri = text if local is None else local.expanduser().absolute().as_uri()
     return uri.rstrip("/") if not uri.endswith(":///") else uri

@@ -8,19 +8,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import hot
 from .active import Target, tracker
 from .addresses import full_artifact_uri, location_uri
-from .client import Client
-from .dataset import dataset_of
 from .entities import Dataset, Experiment, Run
 from .errors import InvalidInputError
 from .recorder import Report
 from .run import ActiveRun
 from .system_metrics import SystemMetricsSettings
 from .validation import check_experiment_tags, check_key, check_run_id
+
+if TYPE_CHECKING:
+    from .client import Client
 
 __all__ = [
     "active_run",
@@ -329,7 +330,9 @@ def _set_system_metrics(**changes: Any) -> None:
 
 
 def _client() -> Client:
-    return Client(get_tracking_uri())
+    from .client import Client
+
+    return Client()
 
 
 _told_of_models = False
@@ -348,6 +351,8 @@ def _routed(run_id: str | None, model_id: object, dataset: object) -> Any:
         identifier = check_run_id(run_id)
         channel = tracker.writer_of(identifier).recorder.run_channel(identifier)
     if dataset is not None:
+        from .dataset import dataset_of
+
         tracker.writer_of(identifier).log_input(identifier, dataset_of(dataset), "", {})
     return channel
 

@@ -7,15 +7,12 @@ like a finished one. Which files to move is decided in `artifact_transfer`; even
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
-from urllib.parse import unquote
 
 from .artifact_path import artifact_path, is_temporary, temporary_name
 from .artifact_retry import RetryPolicy, is_transient
@@ -61,6 +58,8 @@ def local_path_of(uri: str) -> Path | None:
         if host not in ("", "localhost"):
             raise InvalidInputError(f"artifact URI {uri!r} names the host {host!r}: write file:///path")
         rest = slash + path
+    from urllib.parse import unquote
+
     return Path(unquote(rest))
 
 
@@ -76,6 +75,8 @@ def open_store(uri: str, retry: RetryPolicy | None = None) -> ArtifactStore:
     if local is not None:
         return ArtifactStore(uri, str(local.absolute()), None, policy)
     scheme = uri.partition("://")[0]
+    import importlib.util
+
     extra = _EXTRAS.get(scheme)
     if extra is not None and importlib.util.find_spec(_DOORS[extra]) is None:
         raise MissingExtraError(f"artifacts at {scheme}://", extra)
@@ -332,6 +333,8 @@ def _copy(source: IO[bytes], target: IO[bytes], limit_bytes: int | None, advance
 def _remove_local(place: str) -> None:
     path = Path(place)
     if path.is_dir() and not path.is_symlink():
+        import shutil
+
         shutil.rmtree(path)
     else:
         path.unlink()

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -153,6 +152,8 @@ def _all_of(
     try:
         if len(items) <= 1:  # also at interpreter exit, when no thread can be started any more
             return [move(item) for item in items]
+        from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
         with ThreadPoolExecutor(min(PARALLEL_FILES, len(items)), thread_name_prefix="runstream-artifact") as pool:
             futures = [pool.submit(move, item) for item in items]
             try:

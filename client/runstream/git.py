@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-from configparser import Error as ConfigError
-from configparser import RawConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
 __all__ = ["Checkout", "find_checkout", "is_dirty", "without_credentials"]
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?\Z")
+_SECTION: Final = re.compile(r'\s*\[(?:remote "(?P<remote>[^"]*)"|.*)\]')
 _MAX_FILE_BYTES: Final = 8 << 20
 """packed-refs of very large repositories; larger files are not searched."""
 
@@ -45,6 +42,8 @@ def find_checkout(start: Path) -> Checkout | None:
 
 def is_dirty(folder: Path, timeout_seconds: float = 20.0) -> bool | None:
     """Whether tracked files of the work tree differ from its commit. Blocks; None where git cannot tell in time."""
+    import subprocess
+
     # The repository's own configuration must not get to run programs, nor our look-up take the index lock.
     command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
     command += ["status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all"]
@@ -68,6 +67,8 @@ def without_credentials(url: str) -> str:
     """`url` without user, password, query and fragment; the user of an ssh address stays, for it is no secret."""
     if "://" not in url:
         return url  # git@host:path, or a local path
+    from urllib.parse import urlsplit, urlunsplit
+
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -116,19 +117,22 @@ def _commit_of(reference: str, private: Path, shared: Path) -> str:
 
 
 def _remote(shared: Path) -> str:
-    config = RawConfigParser(strict=False, allow_no_value=True, interpolation=None)
+    """The URL in git's configuration file; configparser is not used, for it takes longer to import than all of this."""
+    urls: dict[str, str] = {}
+    remote = ""
     try:
-        lines = [line.lstrip("\t ") for line in _text(shared / "config").splitlines()]  # indented lines would continue
-        config.read_string("\n".join(lines))
-    except (OSError, ConfigError):
+        lines = _text(shared / "config").splitlines()
+    except OSError:
         return ""
-    urls = {
-        section[8:-1]: config.get(section, "url", fallback=None) or ""
-        for section in config.sections()
-        if section.startswith('remote "') and section.endswith('"')
-    }
-    url = urls.get("origin") or (next(iter(urls.values())) if len(urls) == 1 else "")
-    return without_credentials(url.strip().strip('"'))
+    for line in lines:
+        section = _SECTION.match(line)
+        if section:
+            remote = section["remote"] or ""
+            continue
+        key, mark, value = line.partition("=")
+        if remote and mark and key.strip().lower() == "url":
+            urls[remote] = value.strip().strip('"')
+    return without_credentials(urls.get("origin") or (next(iter(urls.values())) if len(urls) == 1 else ""))
 
 
 def _text(path: Path) -> str:

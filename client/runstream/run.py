@@ -7,18 +7,19 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runstream_schemas import identity
 
-from .dataset import CONTEXT_TAG, dataset_of, describe
 from .entities import Dataset, Run, RunData, RunInfo, RunInputs, RunStatus
 from .errors import InvalidInputError
 from .events import EventWriter
 from .process_end import status_of_exception
-from .run_artifacts import RunArtifacts
 from .system_metrics import SystemMetrics
 from .validation import check_status, check_tags, check_text, check_time_ms
+
+if TYPE_CHECKING:
+    from .run_artifacts import RunArtifacts
 
 __all__ = ["ActiveRun", "input_of"]
 
@@ -54,8 +55,7 @@ class ActiveRun:
         self._system_metrics: SystemMetrics | None = None
         self.channel = writer.recorder.run_channel(info.run_id)
         """For the module-level hot path."""
-        self.artifacts = RunArtifacts(writer, info.run_id, info.artifact_uri)
-        """Files of this run."""
+        self._artifacts: RunArtifacts | None = None
 
     def __repr__(self) -> str:
         return f"<ActiveRun {self._info.run_name!r} run_id={self._info.run_id} status={self._info.status}>"
@@ -64,6 +64,15 @@ class ActiveRun:
     def info(self) -> RunInfo:
         """The run as this process knows it."""
         return self._info
+
+    @property
+    def artifacts(self) -> RunArtifacts:
+        """Files of this run."""
+        if self._artifacts is None:
+            from .run_artifacts import RunArtifacts
+
+            self._artifacts = RunArtifacts(self._writer, self._info.run_id, self._info.artifact_uri)
+        return self._artifacts
 
     @property
     def data(self) -> RunData:
@@ -193,6 +202,8 @@ def input_of(
     Raises:
         InvalidInputError: neither a data set nor a name, or an unknown argument.
     """
+    from .dataset import CONTEXT_TAG, dataset_of, describe
+
     unknown = described.keys() - {"name", "digest", "source", "source_type", "schema", "profile"}
     if unknown:
         raise InvalidInputError(f"log_input has no argument {sorted(unknown)[0]!r}")

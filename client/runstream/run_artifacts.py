@@ -5,8 +5,6 @@ from __future__ import annotations
 import builtins
 import os
 import re
-import tempfile
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -169,6 +167,8 @@ class RunArtifacts:
 def download(store: ArtifactStore, path: object, folder: object, progress: ProgressCallback | None) -> str:
     """Download what lies at `path` below `folder`, or below a new temporary folder; the local path of it."""
     clean = artifact_path(path if path is not None else "", root_is_legal=True)
+    import tempfile
+
     target = Path(tempfile.mkdtemp(prefix="runstream-")) if folder is None else _local(folder)
     if target.exists() and not target.is_dir():
         raise InvalidInputError(f"cannot download into {str(target)!r}: it is a file, not a folder")
@@ -181,7 +181,7 @@ def _image_path(key: str, step: int | None, timestamp: int | None) -> str:
         raise InvalidTypeError(f"step must be an int, not {type(step).__name__}")
     moment = identity.now_ms() if timestamp is None else check_time_ms("timestamp", timestamp)
     name = re.sub(r"[^\w\-. ]", "~", key.replace("/", "#"))
-    return f"images/{name}+step+{step or 0}+timestamp+{moment}+{uuid.uuid4().hex[:8]}.png"
+    return f"images/{name}+step+{step or 0}+timestamp+{moment}+{os.urandom(4).hex()}.png"
 
 
 def _local(path: object) -> Path:

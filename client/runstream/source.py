@@ -7,9 +7,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import shlex
-import socket
 import sys
 import threading
 import time
@@ -75,8 +72,8 @@ def capture() -> Source:
         checkout=git.find_checkout(_code_folder()),
         extra={
             "runstream.commandLine": clean_text(_command_line(), MAX_COMMAND_CHARS),
-            "runstream.host": clean_text(socket.gethostname(), 250),
-            "runstream.python": platform.python_version(),
+            "runstream.host": clean_text(os.uname().nodename, 250),
+            "runstream.python": ".".join(map(str, sys.version_info[:3])),
             "runstream.platform": clean_text(sys.platform, 250),
             "runstream.workingDirectory": clean_text(_working_directory(), 1_000),
             "runstream.processId": str(os.getpid()),
@@ -230,6 +227,8 @@ def _code_folder() -> Path:
 
 
 def _command_line() -> str:
+    import shlex
+
     return shlex.join(getattr(sys, "orig_argv", None) or sys.argv)
 
 
