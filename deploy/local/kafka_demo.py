@@ -56,7 +56,9 @@ def main() -> int:
         _run("migrate", worker)
         stack.enter_context(_process("ingest", "worker", worker, folder / "worker.log"))
         reader = settings | {"RUNSTREAM_STORE_URI": str(store)}
-        code = subprocess.run([sys.executable, "-m", "runstream", "demo", "--no-hints"], env=os.environ | reader).returncode
+        code = subprocess.run(
+            [sys.executable, "-m", "runstream", "demo", "--no-hints"], env=os.environ | reader
+        ).returncode
         _say("stopping worker, store and broker")
     return code
 

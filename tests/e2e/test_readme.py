@@ -114,7 +114,12 @@ def test_every_setting_is_documented() -> None:
 def test_every_variable_that_the_code_reads_is_documented() -> None:
     """No module reads a RUNSTREAM_ variable that the README does not explain."""
     read: set[str] = set()
-    for package in ("client/runstream", "ingest/runstream_ingest", "query/runstream_query", "schemas/runstream_schemas"):
+    for package in (
+        "client/runstream",
+        "ingest/runstream_ingest",
+        "query/runstream_query",
+        "schemas/runstream_schemas",
+    ):
         for file in (REPOSITORY / package).rglob("*.py"):
             read |= set(re.findall(r"""environ(?:\.get\(|\[)\s*["'](RUNSTREAM_[A-Z_]+)["']""", file.read_text("utf-8")))
     assert {name for name in read if name not in README} == set()

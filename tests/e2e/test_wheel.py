@@ -27,7 +27,9 @@ pytestmark = pytest.mark.timeout(600)
 
 def _run(*command: str | Path, cwd: Path, **environment: str) -> str:
     """Standard output of `command`, run with nothing of this repository on its path."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "RUNSTREAM"))}
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "RUNSTREAM"))
+    }
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=env | environment, capture_output=True, text=True, timeout=500
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from .output import Column
 from .text import size
 
 if TYPE_CHECKING:
+    from ..artifact_transfer import Progress, ProgressCallback
     from ..entities import FileInfo
     from .session import Session
 
@@ -53,7 +56,7 @@ def list_(context: click.Context, run: str, path: str, recursive: bool) -> None:
     "--output",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("."),
+    default=Path(),
     help="Folder to write into; made if missing. The current one if left out.",
 )
 @click.pass_context
@@ -62,8 +65,8 @@ def download(context: click.Context, run: str, path: str, folder: Path) -> None:
     session = session_of(context)
     run_id = session.run_id(run)
     folder.mkdir(parents=True, exist_ok=True)
-    with session.output.progress(f"downloading {path or 'all artifacts'}"):
-        written = Path(session.client.download_artifacts(run_id, path, str(folder)))
+    with _moving(session, f"downloading {path or 'all artifacts'}") as progress:
+        written = Path(session.client.download_artifacts(run_id, path, folder, progress=progress))
     files = [written] if written.is_file() else sorted(each for each in written.rglob("*") if each.is_file())
     if not files and path:
         raise Failure(f"run {run_id} has no artifact {path!r}", ExitCode.NOT_FOUND)
@@ -86,16 +89,30 @@ def upload(context: click.Context, run: str, source: Path, path: str) -> None:
     run_id = session.run_id(run)
     files = [source] if source.is_file() else sorted(each for each in source.rglob("*") if each.is_file())
     total = sum(each.stat().st_size for each in files)
-    with session.writing(), session.output.progress(f"uploading {source.name}"):
+    with session.writing(), _moving(session, f"uploading {source.name}") as progress:
         if source.is_file():
-            session.client.log_artifact(run_id, str(source), path or None)
+            session.client.log_artifact(run_id, source, path or None, progress=progress)
         else:
-            session.client.log_artifacts(run_id, str(source), path or None)
+            session.client.log_artifacts(run_id, source, path or None, progress=progress)
     count = f"{len(files)} file{'' if len(files) == 1 else 's'}"
     session.output.done(
         f"Uploaded {count} ({size(total)}) to run {run_id}.",
         {"run_id": run_id, "path": path, "files": len(files), "size_bytes": total},
     )
+
+
+@contextmanager
+def _moving(session: Session, label: str) -> Iterator[ProgressCallback]:
+    """A progress bar over the bytes of a transfer."""
+    with session.output.progress(label, total=1.0) as advance:
+
+        def moved(now: Progress) -> None:
+            share = now.bytes_done / now.bytes_total if now.bytes_total else 1.0
+            advance(
+                share, f"{size(now.bytes_done)} of {size(now.bytes_total)}, {now.files_done}/{now.files_total} files"
+            )
+
+        yield moved
 
 
 def _listing(session: Session, run_id: str, path: str, *, recursive: bool) -> list[FileInfo]:

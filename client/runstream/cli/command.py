@@ -106,7 +106,7 @@ class LazyGroup(Group):
         return super().resolve_command(ctx, args)
 
 
-class RunId(click.ParamType):
+class RunId(click.ParamType[str]):
     """A run: its id, an unambiguous beginning of it, or a run name that only one run has. Completed by the shell."""
 
     name = "run"
@@ -118,7 +118,7 @@ class RunId(click.ParamType):
         return [CompletionItem(value, help=text) for value, text in session_of(ctx).complete_runs(incomplete)]
 
 
-class ExperimentName(click.ParamType):
+class ExperimentName(click.ParamType[str]):
     """An experiment: its name or id. Completed by the shell."""
 
     name = "experiment"

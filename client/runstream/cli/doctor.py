@@ -33,7 +33,6 @@ Verdict = Literal["ok", "warning", "failed", "skipped"]
 _SIGNS: Final = {"ok": ("✓", 32), "warning": ("!", 33), "failed": ("✗", 31), "skipped": ("-", 90)}
 _FREE_BYTES: Final = 1 << 30
 """Less free space than this is worth a warning."""
-_NETWORK_FILE_SYSTEMS: Final = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "9p"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +111,6 @@ def _guarded(name: str, look: Callable[[], Settings]) -> Settings | Check:
 
 def _python() -> Check:
     detail = f"{platform.python_implementation()} {platform.python_version()}, {platform.system()} {platform.machine()}"
-    if sys.version_info < (3, 11):
-        return Check("python", "failed", detail, "runstream needs Python 3.11 or later")
     return Check("python", "ok", detail)
 
 
@@ -132,7 +129,10 @@ def _parts() -> Iterator[Check]:
             )
     if version_of("google-crc32c") is None and version_of("crc32c") is None:
         yield Check(
-            "crc32c", "warning", "not installed: reading Kafka is nine times slower", "pip install 'kafka-python[crc32c]'"
+            "crc32c",
+            "warning",
+            "not installed: reading Kafka is nine times slower",
+            "pip install 'kafka-python[crc32c]'",
         )
 
 
@@ -144,7 +144,10 @@ def _writable(directory: DataDirectory) -> Check:
             pass
     except OSError as exc:
         return Check(
-            "data", "failed", f"{place} cannot be written: {exc.strerror}", "change its owner, or set RUNSTREAM_TRACKING_URI"
+            "data",
+            "failed",
+            f"{place} cannot be written: {exc.strerror}",
+            "change its owner, or set RUNSTREAM_TRACKING_URI",
         )
     if not root.exists():
         return Check("data", "ok", f"{root} does not exist yet; the first run makes it")
@@ -169,23 +172,14 @@ def _space(root: Path) -> Check:
 
 
 def _file_system(root: Path) -> Iterator[Check]:
-    """Warn of network file systems, whose locks and shared mappings cannot be trusted."""
-    try:
-        lines = Path("/proc/self/mounts").read_text("utf-8").splitlines()
-    except OSError:
-        return
-    best, kind = "", ""
-    for line in lines:
-        _, mount, file_system, *_ = line.split(" ")
-        mount = mount.replace("\\040", " ")
-        if (str(root) + "/").startswith(mount.rstrip("/") + "/") and len(mount) >= len(best):
-            best, kind = mount, file_system
-    if kind in _NETWORK_FILE_SYSTEMS:
+    from ..journal.place import is_network_file_system
+
+    if is_network_file_system(root):
         yield Check(
             "disk",
             "warning",
-            f"{root} lies on {kind}, a network file system",
-            "set RUNSTREAM_JOURNAL_DIR to a local folder, and keep the data directory on a local disk",
+            f"{root} lies on a network file system, where locks and shared mappings cannot be trusted",
+            "keep the data directory on a local disk, or log to kafka:// or http://",
         )
 
 
@@ -221,7 +215,7 @@ def _journals(settings: Settings) -> Check:
 
 
 def _kafka(settings: Settings) -> Check:
-    from ..transport import open_transport
+    from ..delivery import open_transport
 
     started = time.monotonic()
     try:
@@ -231,7 +225,12 @@ def _kafka(settings: Settings) -> Check:
         finally:
             transport.close(timeout_seconds=1.0)
     except Exception as exc:
-        return Check("kafka", "failed", " ".join(str(exc).split()), "start the broker or correct RUNSTREAM_KAFKA_*; topics come from `runstream migrate`")
+        return Check(
+            "kafka",
+            "failed",
+            " ".join(str(exc).split()),
+            "start the broker or correct RUNSTREAM_KAFKA_*; topics come from `runstream migrate`",
+        )
     took = (time.monotonic() - started) * 1000
     return Check("kafka", "ok", f"{len(ends)} partitions, {sum(ends.values())} records; answered in {took:.0f} ms")
 
@@ -243,7 +242,9 @@ def _reading(session: Session) -> Check:
     try:
         row = session.sql("SELECT count() AS runs, countIf(lost) AS lost FROM runs")[0]
     except Exception as exc:
-        return Check("sql", "failed", " ".join(str(exc).split()), "see db/server.log, or RUNSTREAM_STORE_URI for a server")
+        return Check(
+            "sql", "failed", " ".join(str(exc).split()), "see db/server.log, or RUNSTREAM_STORE_URI for a server"
+        )
     took = (time.monotonic() - started) * 1000
     lost = f", {row['lost']} of them lost" if row["lost"] else ""
     detail = f"{row['runs']} runs{lost}; first answer in {took:.0f} ms"
@@ -263,9 +264,15 @@ def _artifacts(settings: Settings) -> Check:
         try:
             probe.put_bytes(b"runstream doctor", "probe")
             if probe.read("probe") != b"runstream doctor":
-                return Check("artifacts", "failed", f"{root} gave back something else than was written", "check the storage")
+                return Check(
+                    "artifacts", "failed", f"{root} gave back something else than was written", "check the storage"
+                )
         finally:
             probe.delete("")
     except Exception as exc:
-        return Check("artifacts", "failed", " ".join(str(exc).split()), "check RUNSTREAM_ARTIFACT_ROOT and the credentials")
-    return Check("artifacts", "ok", f"{root}: written, read and removed in {(time.monotonic() - started) * 1000:.0f} ms")
+        return Check(
+            "artifacts", "failed", " ".join(str(exc).split()), "check RUNSTREAM_ARTIFACT_ROOT and the credentials"
+        )
+    return Check(
+        "artifacts", "ok", f"{root}: written, read and removed in {(time.monotonic() - started) * 1000:.0f} ms"
+    )

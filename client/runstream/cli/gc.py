@@ -63,7 +63,13 @@ def seconds_of(text: str) -> float:
 
 
 @click.command(cls=Command)
-@click.option("--older-than", type=_Age(), default=0.0, metavar="AGE", help="Only what was deleted at least this long ago: 30d, 12h, 1d12h.")
+@click.option(
+    "--older-than",
+    type=_Age(),
+    default=0.0,
+    metavar="AGE",
+    help="Only what was deleted at least this long ago: 30d, 12h, 1d12h.",
+)
 @click.option("--yes", is_flag=True, help="Do it. Without it, gc only shows what it would remove.")
 @click.pass_context
 def gc(context: click.Context, older_than: float, yes: bool) -> None:
@@ -93,7 +99,9 @@ def gc(context: click.Context, older_than: float, yes: bool) -> None:
     )
     if failed:
         first = next(iter(failed.values()))
-        raise Failure(f"artifacts of {len(failed)} runs could not be removed, so these runs stay: {first}", ExitCode.FAILED)
+        raise Failure(
+            f"artifacts of {len(failed)} runs could not be removed, so these runs stay: {first}", ExitCode.FAILED
+        )
 
 
 def _empty_experiments(

@@ -15,8 +15,21 @@ __all__ = ["ingest"]
 
 @click.command(cls=Command)
 @click.argument("data_directory", required=False, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--idle-exit", type=click.FloatRange(0), default=0.0, show_default=True, metavar="SECONDS", help="Leave after so long without work (data directory only); 0 stays.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=0, show_default=True, help="On 127.0.0.1 (data directory only); 0 takes a free one.")
+@click.option(
+    "--idle-exit",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Leave after so long without work (data directory only); 0 stays.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    show_default=True,
+    help="On 127.0.0.1 (data directory only); 0 takes a free one.",
+)
 @click.pass_context
 def ingest(context: click.Context, data_directory: Path | None, idle_exit: float, port: int) -> None:
     """Move the log into the store until stopped (Ctrl-C or SIGTERM: it finishes its batch first).
@@ -28,7 +41,7 @@ def ingest(context: click.Context, data_directory: Path | None, idle_exit: float
     session = session_of(context)
     directory = data_directory
     if directory is None:
-        settings = session.settings()
+        settings = session.settings
         found = settings.data_directory
         if found is None and settings.scheme != "kafka":
             raise Failure(f"{settings.tracking_uri} has no log that could be ingested from here", ExitCode.USAGE)

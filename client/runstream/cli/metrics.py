@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,6 +16,8 @@ from .output import Column, Output, terminal_width
 from .text import age, number, short_id
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from .session import Session
 
 __all__ = ["metrics", "picture"]
@@ -189,63 +191,64 @@ def _check_keys(keys: Sequence[str], known: Sequence[str], run_id: str) -> None:
 
 
 def _blocks(
-    session: Session, ids: Sequence[str], keys: Sequence[str], advance: Any
-) -> Iterator[list[tuple[str, str, int, Any, float]]]:
-    """Points of one run and metric at a time, so that memory is bounded by the longest series."""
+    session: Session, ids: Sequence[str], keys: Sequence[str], advance: Callable[[float, str], None]
+) -> Iterator[tuple[str, str, pyarrow.Table]]:
+    """Run, key and points (step, timestamp, value) of one series at a time, so that memory is bounded by the longest."""
     total = 0
     for done, run_id in enumerate(ids):
         known = [
             str(row["key"])
             for row in session.sql("SELECT key FROM latest_metrics WHERE run_id = {id:String} ORDER BY key", id=run_id)
         ]
-        if keys:
-            _check_keys(keys, known, run_id)
+        _check_keys(keys, known, run_id)
         for key in keys or known:
-            rows = session.sql(
+            points = session.arrow(
                 "SELECT step, timestamp, value FROM metrics WHERE run_id = {id:String} AND key = {key:String} "
                 "ORDER BY step, timestamp",
-                id=run_id,
-                key=key,
+                {"id": run_id, "key": key},
             )
-            total += len(rows)
+            total += points.num_rows
             advance(done, f"{total} points")
-            yield [(run_id, key, row["step"], row["timestamp"], row["value"]) for row in rows]
+            yield run_id, key, points
         advance(done + 1, f"{total} points")
 
 
-_COLUMNS = ("run_id", "key", "step", "timestamp", "value")
+_COLUMNS: Final = ("run_id", "key", "step", "timestamp", "value")
 
 
-def _write_csv(blocks: Iterator[list[tuple[str, str, int, Any, float]]], path: Path | None) -> int:
+def _write_csv(blocks: Iterator[tuple[str, str, pyarrow.Table]], path: Path | None) -> int:
     from .output import plain
 
-    points = 0
+    total = 0
     file = sys.stdout if path is None else path.open("w", encoding="utf-8", newline="")
     try:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)
-        for block in blocks:
-            writer.writerows((run, key, step, plain(at), repr(value)) for run, key, step, at, value in block)
-            points += len(block)
+        for run_id, key, points in blocks:
+            for batch in points.to_batches(max_chunksize=10_000):
+                columns = (column.to_pylist() for column in batch.columns)
+                writer.writerows((run_id, key, step, plain(at), repr(v)) for step, at, v in zip(*columns, strict=True))
+            total += points.num_rows
     finally:
         if path is not None:
             file.close()
-    return points
+    return total
 
 
-def _write_parquet(blocks: Iterator[list[tuple[str, str, int, Any, float]]], path: Path | None) -> int:
+def _write_parquet(blocks: Iterator[tuple[str, str, pyarrow.Table]], path: Path | None) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     text = pa.dictionary(pa.int32(), pa.string())
     kinds = (text, text, pa.int64(), pa.timestamp("ms", tz="UTC"), pa.float64())
     schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
-    points = 0
+    total = 0
     target: Any = sys.stdout.buffer if path is None else str(path)
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-        for block in blocks:
-            if block:
-                arrays = [pa.array(values, kind) for values, kind in zip(zip(*block, strict=True), kinds, strict=True)]
-                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-                points += len(block)
-    return points
+        for run_id, key, points in blocks:
+            rows = points.num_rows
+            names = [pa.array([name] * rows, pa.string()).cast(text) for name in (run_id, key)]
+            columns = [points.column(name).cast(kind) for name, kind in zip(_COLUMNS[2:], kinds[2:], strict=True)]
+            writer.write_table(pa.Table.from_arrays([*names, *columns], schema=schema))
+            total += rows
+    return total

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .command import Command, session_of
-from .failure import ExitCode, Failure, need
+from .failure import ExitCode, Failure
 
 if TYPE_CHECKING:
-    from .session import Session
+    pass
 
 __all__ = ["migrate"]
 
@@ -26,18 +26,61 @@ def migrate(context: click.Context, dry_run: bool) -> None:
     left alone. A data directory needs no migration by hand: its local store process does that when it starts.
     """
     session = session_of(context)
-    settings = session.settings()
+    settings = session.settings
     if settings.scheme == "http":
         raise Failure(f"{settings.tracking_uri} is looked after by its server; run migrate there", ExitCode.USAGE)
     if settings.scheme != "kafka":
-        version = int(session.sql("SELECT count() AS views FROM system.tables WHERE name = 'latest_metrics'")[0]["views"])
+        session.sql("SELECT count() FROM experiments")  # the local store process migrates when it starts
         session.output.done(
-            f"{settings.tracking_uri} is up to date.", {"address": settings.tracking_uri, "applied": [], "views": version}
+            f"{settings.tracking_uri} is up to date.",
+            {"address": settings.tracking_uri, "dry_run": dry_run, "topics": [], "applied": []},
         )
         return
-    os.environ["RUNSTREAM_TRACKING_URI"] = settings.tracking_uri
-    value: dict[str, Any] = {"address": settings.tracking_uri, "dry_run": dry_run}
-    value |= _topics(session, dry_run=dry_run)
-    value |= _tables(session, dry_run=dry_run)
+    worker = ingest_settings(session)
+    topics = _topics(session, worker, dry_run=dry_run)
+    applied = _tables(session, worker, dry_run=dry_run)
     if session.output.json:
-        session.output.value(value)
+        session.output.value(
+            {"address": settings.tracking_uri, "dry_run": dry_run, "topics": topics, "applied": applied}
+        )
+
+
+def _topics(session: Session, worker: IngestSettings, *, dry_run: bool) -> list[dict[str, Any]]:
+    """Create missing topics; say what is different about those that exist."""
+    from runstream_ingest.log.kafka_topics import ensure_topics
+
+    rows: list[dict[str, Any]] = []
+    for topic in ensure_topics(worker.kafka_address(), dry_run=dry_run):
+        rows.append({"topic": topic.name, "created": topic.created, "differences": list(topic.differences)})
+    if not session.output.json:
+        for row in rows:
+            done = "is missing" if dry_run and row["created"] else "created" if row["created"] else "is there"
+            session.output.write(f"topic {row['topic']} {done}")
+            for difference in row["differences"]:
+                session.output.write(f"  differs and is left alone: {difference}")
+    return rows
+
+
+def _tables(session: Session, worker: IngestSettings, *, dry_run: bool) -> list[dict[str, Any]]:
+    """Bring the database up to date."""
+    from runstream_ingest import migration
+    from runstream_ingest.store import connect
+
+    address = worker.store_address()
+    store = connect(address, create_database=not dry_run, timeout_seconds=worker.store_timeout_seconds)
+    try:
+        if dry_run:
+            known = migration.applied(store)
+            new = [each for each in migration.migrations() if each.version not in known]
+        else:
+            cluster = worker.store_cluster or None
+            new = list(migration.migrate(store, "Replicated" if cluster else "MergeTree", cluster))
+    finally:
+        store.close()
+    if not session.output.json:
+        verb = "is missing" if dry_run else "applied"
+        for each in new:
+            session.output.write(f"migration {each.version} ({each.name}) {verb}")
+        if not new:
+            session.output.write(f"{address} is up to date")
+    return [{"version": each.version, "name": each.name} for each in new]

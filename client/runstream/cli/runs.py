@@ -256,7 +256,9 @@ def restore(context: click.Context, run: tuple[str, ...]) -> None:
 
 
 @runs.command("close-lost")
-@click.option("-e", "--experiment", "experiments", multiple=True, type=ExperimentName(), help="Only runs of it (repeatable).")
+@click.option(
+    "-e", "--experiment", "experiments", multiple=True, type=ExperimentName(), help="Only runs of it (repeatable)."
+)
 @click.option(
     "--status", type=click.Choice(["KILLED", "FAILED"]), default="KILLED", show_default=True, help="What they become."
 )
@@ -283,10 +285,7 @@ def close_lost(context: click.Context, experiments: tuple[str, ...], status: str
         return
     session.output.table(
         [Column("ID", keep=True), Column("NAME", style="bold"), Column("EXPERIMENT"), Column("LAST SIGN OF LIFE")],
-        [
-            [short_id(row["run_id"]), row["name"], row["experiment_name"], age(row["heartbeat_ms"])]
-            for row in found
-        ],
+        [[short_id(row["run_id"]), row["name"], row["experiment_name"], age(row["heartbeat_ms"])] for row in found],
         "No lost runs.",
     )
     if found and not dry_run:

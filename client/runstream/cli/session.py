@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from runstream_schemas.layout import DataDirectory, ServerAddress
@@ -44,27 +43,22 @@ class Session:
             self._client = Client(self.tracking_uri)
         return self._client
 
+    @property
+    def settings(self) -> Settings:
+        """The settings for --tracking-uri, or the environment's."""
+        from ..config import Settings
+
+        return Settings.from_environment(tracking_uri=self.tracking_uri)
+
     def sql(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
         """Rows of `query` over the public views, as dicts."""
-        self._use_tracking_uri()
-        import runstream
-
-        rows: list[dict[str, Any]] = runstream.sql(query, parameters=parameters, output_format="rows")
+        rows: list[dict[str, Any]] = self.client.sql(query, parameters, "rows")
         return rows
 
     def arrow(self, query: str, parameters: Mapping[str, Any]) -> pyarrow.Table:
         """The answer to `query` as an Arrow table."""
-        self._use_tracking_uri()
-        import runstream
-
-        table: pyarrow.Table = runstream.sql(query, parameters=parameters, output_format="arrow")
+        table: pyarrow.Table = self.client.sql(query, parameters, "arrow")
         return table
-
-    def _use_tracking_uri(self) -> None:
-        if self.tracking_uri is not None:
-            import runstream
-
-            runstream.set_tracking_uri(self.tracking_uri)
 
     def run_id(self, text: str) -> str:
         """The full id of the run that `text` names: an id, the unambiguous beginning of one, or a unique run name.
@@ -73,7 +67,8 @@ class Session:
             Failure: there is none, or there are several.
         """
         found = self.sql(
-            "SELECT run_id, name, experiment_name FROM runs WHERE startsWith(run_id, {text:String}) OR name = {text:String} "
+            "SELECT run_id, name, experiment_name FROM runs "
+            "WHERE startsWith(run_id, {text:String}) OR name = {text:String} "
             "ORDER BY run_id = {text:String} DESC, started_at DESC LIMIT 6",
             text=text,
         )
@@ -83,8 +78,9 @@ class Session:
             raise Failure(f"no run {text!r}; `runstream runs list` shows the newest", ExitCode.NOT_FOUND)
         if len(chosen) > 1:
             matches = ", ".join(f"{row['run_id'][:20]} ({row['name']})" for row in chosen[:5])
+            more = ", ..." if len(chosen) > 5 else ""
             raise Failure(
-                f"{text!r} names several runs: {matches}{', ...' if len(chosen) > 5 else ''}; give more characters of the id",
+                f"{text!r} names several runs: {matches}{more}; give more characters of the id",
                 ExitCode.USAGE,
             )
         return str(chosen[0]["run_id"])
@@ -101,8 +97,9 @@ class Session:
         """
         found = self.client.get_experiment_by_name(text)
         if found is None and text.isdecimal():
-            known = self.sql("SELECT experiment_id FROM experiments WHERE experiment_id = {text:String}", text=text)
-            if known:
+            from ..errors import NotFoundError
+
+            with suppress(NotFoundError):
                 found = self.client.get_experiment(text)
         if found is None:
             raise Failure(f"no experiment {text!r}; `runstream experiments list` shows them", ExitCode.NOT_FOUND)
@@ -120,15 +117,7 @@ class Session:
         """Writes events that no client call makes; use it inside `writing`."""
         from ..events import writer_for
 
-        return writer_for(self.settings())
-
-    def settings(self) -> Settings:
-        """The settings for --tracking-uri, or the environment's."""
-        import runstream
-
-        from ..config import Settings
-
-        return Settings.from_environment(tracking_uri=self.tracking_uri or runstream.get_tracking_uri())
+        return writer_for(self.settings)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -137,13 +126,12 @@ class Session:
         Raises:
             Failure: the log did not take them in time; they are kept in the journal.
         """
-        self._use_tracking_uri()
         yield
-        import runstream
-
-        if not runstream.flush(FLUSH_SECONDS):
+        report = self.client.flush(FLUSH_SECONDS)
+        if not report:
+            why = f" ({report.last_error})" if report.last_error else ""
             raise Failure(
-                "the change is kept in the journal, but the log did not take it yet; `runstream sync` delivers it",
+                f"the change is kept in the journal, but the log did not take it yet{why}; `runstream sync` delivers it",
                 ExitCode.UNAVAILABLE,
             )
 
@@ -169,12 +157,8 @@ class Session:
 
     def _is_warm(self) -> bool:
         """Whether a store answers without being started: one on a server, or a live local store process."""
-        import runstream
-
-        uri = self.tracking_uri or runstream.get_tracking_uri()
-        if "://" in uri and not uri.startswith("file:"):
-            return True
-        return local_store_pid(DataDirectory(Path(uri.removeprefix("file://")))) is not None
+        directory = self.settings.data_directory
+        return directory is None or local_store_pid(directory) is not None
 
 
 def local_store_pid(directory: DataDirectory) -> int | None:

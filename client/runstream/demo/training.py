@@ -29,10 +29,8 @@ STAGES_AT_ONCE: Final = 100
 """Boosting stages grown between two looks at the curve."""
 PROGRESS_EVERY: Final = 100
 """Steps between two progress messages to the screen."""
-SINGLE_THREAD: Final = {
-    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-}
-"""Environment of the training processes: twelve of them share the machine, so each computes in one thread."""
+SINGLE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Set to 1: twelve processes share the machine, so each computes in one thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,5 +272,5 @@ def _log_artifacts(job: Job, model: Any, data: Split) -> None:
 
 def prepare_environment() -> None:
     """Make scikit-learn compute in one thread; call before it is first imported. Leaves what the user has set."""
-    for name, value in SINGLE_THREAD.items():
-        os.environ.setdefault(name, value)
+    for name in SINGLE_THREAD:
+        os.environ.setdefault(name, "1")

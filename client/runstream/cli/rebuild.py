@@ -1,0 +1,119 @@
+"""`runstream rebuild`: a new database from the log, compared with the one in use and swapped in when told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from .backend import ingest_settings, store_address
+from .command import Command, session_of
+from .failure import need
+
+if TYPE_CHECKING:
+    from runstream_ingest.log import EventLog, Positions
+    from runstream_ingest.rebuild import RebuildReport
+
+    from .session import Session
+
+__all__ = ["rebuild"]
+
+FRESH_SUFFIX: Final = "_rebuild"
+"""Behind the database's name: where the new tables are made, and where the old ones lie after the swap."""
+
+
+@click.command(cls=Command)
+@click.option("--yes", is_flag=True, help="Swap the new tables in. Without it they are built and compared only.")
+@click.option("--accept-differences", is_flag=True, help="Swap although views answer otherwise (after a mended bug).")
+@click.option("--drop-old", is_flag=True, help="Only drop what an earlier rebuild left beside the database, and stop.")
+@click.pass_context
+def rebuild(context: click.Context, yes: bool, accept_differences: bool, drop_old: bool) -> None:
+    """Build the database anew from the log, compare every view with the present one, and swap it in with --yes.
+
+    What lies before the log's start is copied from the present database; a gap between the two is refused. Nothing is
+    dropped: after the swap the old tables lie beside the database until `runstream rebuild --drop-old`. What was
+    removed for good stays removed. Needs room for a second copy of the data.
+    """
+    session = session_of(context)
+    with need("server"):
+        from runstream_ingest import rebuild as work
+        from runstream_ingest.store import connect
+
+    address = store_address(session)
+    fresh_address = replace(address, database=address.database + FRESH_SUFFIX)
+    with ExitStack() as stack:
+        fresh = connect(fresh_address, create_database=True)
+        stack.callback(fresh.close)
+        if drop_old:
+            work.drop_old(fresh)
+            session.output.done(f"Dropped {fresh_address.database}.", {"dropped": fresh_address.database})
+            return
+        old = connect(address)
+        stack.callback(old.close)
+        if not yes:
+            # Only the comparison is wanted: what an earlier one left is in the way.
+            work.drop_old(fresh)
+            fresh.close()
+            fresh = connect(fresh_address, create_database=True)
+            stack.callback(fresh.close)
+        open_log, starts, ends = _log_of(session, fresh_address.database)
+        advance = stack.enter_context(session.output.progress("rebuilding"))
+        settings = session.settings
+        report = work.rebuild(
+            open_log,
+            starts,
+            ends,
+            old,
+            fresh,
+            swap=yes,
+            accept_differences=accept_differences or not yes,
+            settings=None if settings.data_directory is not None else ingest_settings(session).worker(),
+            progress=lambda line: advance(0.0, line),
+        )
+        if not yes:
+            work.drop_old(fresh)
+    _tell(session, report, fresh_address.database)
+
+
+def _log_of(session: Session, database: str) -> tuple[Callable[[], EventLog], Positions, Callable[[], Positions]]:
+    """A way to open the whole log without disturbing the workers, where it begins, and where it ends now."""
+    directory = session.settings.data_directory
+    if directory is not None:
+        from runstream_ingest.log.directory import DirectoryLog, end_positions, start_positions
+
+        root = directory.log
+        return (lambda: DirectoryLog(root)), start_positions(root), (lambda: end_positions(root))
+    from runstream_ingest.log import kafka
+
+    address = ingest_settings(session).kafka_address()
+    return kafka.whole_log(address, database)
+
+
+def _tell(session: Session, report: RebuildReport, fresh: str) -> None:
+    out = session.output
+    if out.json:
+        out.value({"swapped": report.swapped, **_plain(report)})
+        return
+    for table, what in report.copied.items():
+        out.write(f"copied from the old database: {table} ({what})")
+    if report.dead_letters:
+        out.write(f"{report.dead_letters} records were refused again; their dead letters are from the first time")
+    for one in report.differences:
+        out.write(f"{one.view} answers otherwise: {one.old_rows} rows before, {one.fresh_rows} now")
+    if report.swapped:
+        out.write(f"The rebuilt tables are in use. `runstream rebuild --drop-old` drops the old ones, now in {fresh}.")
+    elif report.differences:
+        out.write("Nothing was changed. `runstream rebuild --yes --accept-differences` swaps it in all the same.")
+    else:
+        out.write("Every view gives the same answer. Nothing was changed; `runstream rebuild --yes` swaps it in.")
+
+
+def _plain(report: RebuildReport) -> Mapping[str, Any]:
+    return {
+        "copied": report.copied,
+        "dead_letters": report.dead_letters,
+        "differences": [asdict(one) for one in report.differences],
+    }
