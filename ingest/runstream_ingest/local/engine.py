@@ -408,6 +408,7 @@ _USERS: Final = """<clickhouse>
     <max_memory_usage>{query_memory}</max_memory_usage>
     <max_threads>{threads}</max_threads>
     <async_insert>0</async_insert>
+    <http_max_tries>1</http_max_tries>
   </default></profiles>
   <roles>
     <runstream_reader><grants>

@@ -30,7 +30,7 @@ from typing import Final
 from runstream_schemas.names import DATABASE
 
 from .engine import Session
-from .errors import Refused
+from .errors import EngineQueryError, Refused
 from .formats import readable_format
 
 __all__ = ["MAX_SQL_CHARS", "Approved", "Limits", "SettingsPolicy", "check", "check_database"]
@@ -105,6 +105,10 @@ _COMBINATORS: Final = (
 _OPERATORS: Final = frozenset(
     {"lambda", "tupleelement", "arrayelement", "cast", "interval", "grouping", "exists", "untuple"}
 )
+_EXPLAIN: Final = "EXPLAIN AST "
+_POSITION: Final = re.compile(
+    r"position (?P<position>\d+)(?P<token> \([^\n]*?\))?(?: \(line (?P<line>\d+), col (?P<column>\d+)\))?"
+)
 _SHOW: Final = re.compile(
     rf"\s*SHOW\s+(?:(?:FULL\s+)?TABLES(?:\s+(?:FROM|IN)\s+`?{DATABASE}`?)?(?:\s+(?:NOT\s+)?I?LIKE\s+'[^'\\]*')?(?:\s+LIMIT\s+\d+)?"
     rf"|CREATE\s+(?:TABLE|VIEW)?\s*(?:`?{DATABASE}`?\s*\.\s*)?`?\w+`?"
@@ -145,7 +149,10 @@ def check(session: Session, sql: str, parameters: Mapping[str, str]) -> Approved
     if found.statements == 1 and found.kind != "READ_ONLY":
         raise Refused("readers may only read: SELECT, WITH, SHOW TABLES, DESCRIBE, EXISTS and EXPLAIN", _READONLY)
     # A text that does not parse is left to EXPLAIN, for its message; it cannot run.
-    tree = session.query("EXPLAIN AST " + sql, "TSVRaw", parameters).data.decode("utf-8", "replace")
+    try:
+        tree = session.query(_EXPLAIN + sql, "TSVRaw", parameters).data.decode("utf-8", "replace")
+    except EngineQueryError as exc:
+        raise EngineQueryError(_without_prefix(str(exc)), exc.code) from None
     if found.statements != 1:
         raise Refused("the statement cannot be classified", 62)
     lines = tree.split("\n")
@@ -159,6 +166,18 @@ def check(session: Session, sql: str, parameters: Mapping[str, str]) -> Approved
     if root.startswith("Show") and _SHOW.match(sql) is None:
         raise _denied("this form of SHOW")
     return Approved(sql, _format(lines), root == "SelectWithUnionQuery")
+
+
+def _without_prefix(message: str) -> str:
+    """A syntax error's position in the text that was sent, not in what was made of it."""
+    found = _POSITION.search(message)
+    if found is None:
+        return message
+    position, line, column = int(found["position"]), found["line"], int(found["column"] or 0)
+    place = f"position {position - len(_EXPLAIN)}{found['token'] or ''}"
+    if line is not None:
+        place += f" (line {line}, col {column - len(_EXPLAIN) if line == '1' else column})"
+    return message[: found.start()] + place + message[found.end() :]
 
 
 def check_database(name: str | None) -> str:

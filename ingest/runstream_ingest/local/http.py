@@ -176,9 +176,10 @@ class StoreApp:
                 "use Accept-Encoding and Content-Encoding",
                 48,
             )
-        if request.multipart:
-            raise Refused("multipart requests (external data, form parameters) are not supported", 48)
         body = exchange.body(request.content_encoding)
+        if request.form_boundary is not None:
+            request = request.with_form(await self._small(body))
+            body = exchange.body()
         sql, head, rest = await self._text(request, body)
         if head is None:
             if not sql.strip():
@@ -191,6 +192,14 @@ class StoreApp:
         else:
             async with self._turn(request.query_id):
                 await self._insert(request, head, rest, body, exchange)
+
+    async def _small(self, body: AsyncIterator[bytes]) -> bytes:
+        data = bytearray()
+        async for piece in body:
+            data += piece
+            if len(data) > self._settings.max_sql_bytes:
+                raise Refused(f"a statement may have {self._settings.max_sql_bytes} bytes", 62)
+        return bytes(data)
 
     async def _text(self, request: Request, body: AsyncIterator[bytes]) -> tuple[str, InsertHead | None, bytes]:
         """The statement; or an INSERT's head and the beginning of its data, whose rest is still in `body`."""

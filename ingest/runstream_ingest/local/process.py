@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -181,23 +181,3 @@ def _log_to(path: Path) -> logging.Handler:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`DATA_DIR [--idle-exit SECONDS] [--port PORT]`; the command line of `python -m runstream_ingest local`."""
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        prog="runstream ingest", description="Serve one data directory: ingest its log, answer SQL on 127.0.0.1."
-    )
-    parser.add_argument("data_directory", type=Path, metavar="DATA_DIR")
-    parser.add_argument(
-        "--idle-exit",
-        type=float,
-        default=DEFAULT_IDLE_EXIT_SECONDS,
-        metavar="SECONDS",
-        help="leave after so long without work; 0 stays (default: %(default)g)",
-    )
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0, the default, takes a free one")
-    options = parser.parse_args(arguments)
-    return serve(options.data_directory, options.idle_exit, options.port)

@@ -9,8 +9,8 @@ import base64
 import binascii
 import re
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -77,7 +77,8 @@ class Request:
     wants_native_frames: bool
     """compress=1 or decompress=1: ClickHouse's own frames."""
     wait_end_of_query: bool
-    multipart: bool
+    form_boundary: str | None
+    """Set where the body is a multipart form, which drivers send when parameters are too long for the URL."""
 
     @classmethod
     def parse(cls, query_string: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Request:
@@ -112,8 +113,52 @@ class Request:
             wants_compression=values.get("enable_http_compression") in ("1", "true"),
             wants_native_frames=values.get("compress") in ("1", "true") or values.get("decompress") in ("1", "true"),
             wait_end_of_query=values.get("wait_end_of_query") in ("1", "true"),
-            multipart=named.get("content-type", "").lower().startswith("multipart/"),
+            form_boundary=_boundary(named.get("content-type", "")),
         )
+
+    def with_form(self, body: bytes) -> Request:
+        """The same request with the fields of its form: `query` and parameters.
+
+        Raises:
+            Refused: not such a form, or it brings files (external data).
+        """
+        sql, parameters = self.url_sql, dict(self.parameters)
+        for name, value in _form_fields(body, self.form_boundary or ""):
+            if name == "query":
+                sql = "\n".join(part for part in (sql, value) if part)
+            elif name.startswith("param_"):
+                parameters[name[6:]] = value
+            else:
+                raise Refused(f"form field {name!r} is not supported (external data neither)", 48)
+        return replace(self, url_sql=sql, parameters=parameters)
+
+
+def _boundary(content_type: str) -> str | None:
+    if not content_type.lower().startswith("multipart/"):
+        return None
+    match = re.search(r'boundary="?([^";,]{1,70})"?', content_type, re.IGNORECASE)
+    return match[1] if match else ""
+
+
+_FIELD_NAME: Final = re.compile(rb'\bname="([^"\r\n]{1,300})"', re.IGNORECASE)
+_FILE_NAME: Final = re.compile(rb"\bfilename", re.IGNORECASE)
+
+
+def _form_fields(body: bytes, boundary: str) -> Iterator[tuple[str, str]]:
+    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1"))
+    if not boundary or len(parts) < 2 or not parts[-1].startswith(b"--"):
+        raise Refused("the multipart form is not whole", 36)
+    for part in parts[1:-1]:
+        head, separator, value = part.partition(b"\r\n\r\n")
+        name = _FIELD_NAME.search(head)
+        if not separator or name is None:
+            raise Refused("the multipart form is not valid", 36)
+        if _FILE_NAME.search(head):
+            raise Refused("external data is not supported: put it into a table, or into an array parameter", 48)
+        try:
+            yield name[1].decode("utf-8"), value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise Refused("the multipart form is not UTF-8", 36) from None
 
 
 def _credentials(values: Mapping[str, str], headers: Mapping[str, str]) -> Credentials | None:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _TICK_SECONDS: Final = 0.5
 _GRACE_SECONDS: Final = 5
 """How long answers under way may take once the process stops."""
+_MAX_STOP_SECONDS: Final = 20.0
+"""A query that cannot be killed (a name server that does not answer) does not keep the process for longer."""
 
 
 class Runtime:
@@ -114,6 +116,7 @@ class Runtime:
         finally:
             # No reader shall find us any more; then those who are here.
             self._ownership.withdraw()
+            _end_in_any_case()
             server.stop()
             await asyncio.to_thread(app.cancel_all)
             await serving
@@ -149,6 +152,18 @@ class Runtime:
 
     def _asked(self) -> None:
         self._asked_at = time.monotonic()
+
+
+def _end_in_any_case() -> None:
+    """End the process hard if it has not ended by itself in time; the store's files take that without harm."""
+
+    def end() -> None:
+        logger.warning("something did not stop within %g s; ending all the same", _MAX_STOP_SECONDS)
+        os._exit(0)
+
+    timer = threading.Timer(_MAX_STOP_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _version() -> str:
