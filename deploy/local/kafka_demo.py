@@ -1,4 +1,4 @@
-"""The demo on a real Kafka broker: starts broker, topics, store and worker, runs the demo against them, stops everything.
+"""The demo on a real Kafka broker: starts broker, topics, store and worker, and stops them all after it.
 
 `make demo KAFKA=1`. Needs Java and Maven (which fetches the broker once). Everything lies in a temporary folder.
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from .backend import store_of
 from .command import Command, session_of
 from .failure import ExitCode, Failure
 from .output import Column
@@ -87,11 +88,13 @@ def gc(context: click.Context, older_than: float, yes: bool) -> None:
         _show(session, runs, experiments)
         return
     failed = _remove(session, runs, experiments)
+    rows = _remove_rows(session)
     removed = len(runs) - len(failed)
     out.done(
-        f"Removed {removed} runs and {len(experiments)} experiments for good.",
+        f"Removed {removed} runs and {len(experiments)} experiments for good, {sum(rows.values())} rows in the store.",
         {
             "dry_run": False,
+            "rows": rows,
             "runs": [row["run_id"] for row in runs if row["run_id"] not in failed],
             "experiments": [row["experiment_id"] for row in experiments],
             "failed": [{"run_id": run_id, "error": error} for run_id, error in failed.items()],
@@ -152,6 +155,16 @@ def _show(session: Session, runs: list[dict[str, Any]], experiments: list[dict[s
         out.write(f"experiment {row['name']} ({row['experiment_id']})")
     if runs or experiments:
         out.note("Nothing was removed. `runstream gc --yes` removes all of this for good.")
+
+
+def _remove_rows(session: Session) -> dict[str, int]:
+    """Delete the rows of everything that was ever purged; rows by table. The views have hidden them before."""
+    with store_of(session) as store:
+        from runstream_ingest.gc import purge
+
+        session.sql("SELECT 1")  # waits until the store has seen the purges
+        with session.output.progress("rewriting tables"):
+            return dict(purge(store, dry_run=False))
 
 
 def _remove(session: Session, runs: list[dict[str, Any]], experiments: list[dict[str, Any]]) -> dict[str, str]:

@@ -193,7 +193,7 @@ def _check_keys(keys: Sequence[str], known: Sequence[str], run_id: str) -> None:
 def _blocks(
     session: Session, ids: Sequence[str], keys: Sequence[str], advance: Callable[[float, str], None]
 ) -> Iterator[tuple[str, str, pyarrow.Table]]:
-    """Run, key and points (step, timestamp, value) of one series at a time, so that memory is bounded by the longest."""
+    """Run, key and points (step, timestamp, value) of one series at a time: the longest one bounds memory."""
     total = 0
     for done, run_id in enumerate(ids):
         known = [

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .backend import ingest_settings
 from .command import Command, session_of
 from .failure import ExitCode, Failure
 
 if TYPE_CHECKING:
-    pass
+    from runstream_ingest.config import IngestSettings
+
+    from .session import Session
 
 __all__ = ["migrate"]
 

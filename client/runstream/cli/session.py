@@ -131,7 +131,7 @@ class Session:
         if not report:
             why = f" ({report.last_error})" if report.last_error else ""
             raise Failure(
-                f"the change is kept in the journal, but the log did not take it yet{why}; `runstream sync` delivers it",
+                f"the change is kept in the journal, the log did not take it yet{why}; `runstream sync` delivers it",
                 ExitCode.UNAVAILABLE,
             )
 

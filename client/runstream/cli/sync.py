@@ -11,7 +11,6 @@ import click
 
 from .command import Command, session_of
 from .failure import ExitCode, Failure
-from .text import size
 
 if TYPE_CHECKING:
     from ..config import Settings
