@@ -82,17 +82,11 @@ class Committer:
             Abandoned: the worker stops and the store is away.
             SystemicFailure: the store refuses everything, or too much.
         """
-        dead = list(batch.dead)
-        inserted: list[LogRecord] = []
-        for framed in frame(batch.records):
-            stored, poison = self._insert(framed)
-            inserted += stored
-            dead += poison
-        dead += self._rejected(inserted)
+        dead = list(batch.dead) + self.insert(batch.records)
         self._gauge.count(len(batch.records) + len(batch.dead), dead)
         if dead:
             dead.sort(key=lambda letter: letter.source)
-            self._persist(lambda: self._dead_letters.put(dead), "dead letters")
+            self.patiently(lambda: self._dead_letters.put(dead), "dead letters")
             self._metrics.dead_letters(dead)
             _log.warning(
                 "set aside %d records that cannot be stored, the first at %s: %s (see `runstream dead-letters list`)",
@@ -100,7 +94,21 @@ class Committer:
                 dead[0].source,
                 dead[0].reason[:200],
             )
-        self._persist(lambda: write_positions(self._store, batch.positions), "positions")
+        self.patiently(lambda: write_positions(self._store, batch.positions), "positions")
+
+    def insert(self, records: Sequence[LogRecord]) -> list[DeadLetter]:
+        """Store `records`, which are fit for framing; the letters of those that cannot be stored.
+
+        Raises:
+            Abandoned, SystemicFailure: as in `commit`.
+        """
+        dead: list[DeadLetter] = []
+        inserted: list[LogRecord] = []
+        for framed in frame(records):
+            stored, poison = self._insert(framed)
+            inserted += stored
+            dead += poison
+        return dead + self._rejected(inserted)
 
     def _insert(self, framed: Framed) -> tuple[Sequence[LogRecord], list[DeadLetter]]:
         try:
@@ -108,7 +116,7 @@ class Committer:
         except StoreBusy:
             raise
         except StoreError as exc:
-            parts = isolate(self._store, framed, exc, lambda call: self._persist(call, "probe"))
+            parts = isolate(self._store, framed, exc, lambda call: self.patiently(call, "probe"))
             for survivor in frame(parts.survivors):
                 try:
                     self._send(survivor)
@@ -119,7 +127,7 @@ class Committer:
 
     def _send(self, framed: Framed) -> None:
         table = landing_table(framed.event)
-        self._persist(lambda: self._store.insert(table, framed.columns, framed.chunks), f"insert into {table}")
+        self.patiently(lambda: self._store.insert(table, framed.columns, framed.chunks), f"insert into {table}")
 
     def _rejected(self, records: Sequence[LogRecord]) -> list[DeadLetter]:
         """Dead letters of the records that the landing tables rejected."""
@@ -145,10 +153,10 @@ class Committer:
                 if record is not None:
                     found.append(letter_of(record, f"makes no sense: {reason}"))
 
-        self._persist(read, "rejects")
+        self.patiently(read, "rejects")
         return found
 
-    def _persist(self, call: Callable[[], None], what: str) -> None:
+    def patiently(self, call: Callable[[], None], what: str) -> None:
         """Run `call`, again and again while the store is busy; says so once, and when it is over."""
         delay = self._retry.first_seconds
         attempts = 0

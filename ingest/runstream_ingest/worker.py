@@ -20,9 +20,10 @@ from runstream_schemas.names import Stream
 from .batch import Batch, BatchLimits, Pace
 from .commit import Abandoned, Committer, DeadLetterLimits, Retry, read_positions
 from .dead_letter import DeadLetters
-from .errors import StoreBusy
+from .errors import StoreBusy, StoreError
 from .log import EventLog
 from .metrics import Metrics
+from .replay import replay_known
 from .store import Store
 
 __all__ = ["Worker", "WorkerSettings"]
@@ -175,6 +176,7 @@ class _Inserter:
 
     def __init__(self, store: Store, dead_letters: DeadLetters, settings: WorkerSettings, metrics: Metrics) -> None:
         self._store = store
+        self._dead_letters = dead_letters
         self._metrics = metrics
         self._pace = Pace(settings.min_gap_seconds, settings.flush_interval_seconds)
         self._condition = threading.Condition()
@@ -273,6 +275,7 @@ class _Inserter:
 
     def _main(self) -> None:
         try:
+            self._replay_known()
             while True:
                 with self._condition:
                     self._condition.wait_for(lambda: self._batch or self._positions_wanted or self._stopping)
@@ -293,6 +296,16 @@ class _Inserter:
                 self._batch = None
                 self._condition.notify_all()
 
+    def _replay_known(self) -> None:
+        """Dead letters of a schema that was unknown when they came and is known now go into the store by themselves."""
+        try:
+            result = replay_known(self._store, self._dead_letters, self._wait_for_store)
+        except (StoreError, OSError) as exc:
+            _log.warning("dead letters of schemas that are known now were not replayed: %s", str(exc)[:300])
+            return
+        if result.stored:
+            _log.info("replayed %d dead letters whose schema is known now", result.stored)
+
     def _insert(self, batch: Batch) -> None:
         started = time.monotonic()
         self._committer.commit(batch)
@@ -309,22 +322,12 @@ class _Inserter:
             self._condition.notify_all()
 
     def _read_positions(self) -> None:
-        delay = 0.1
-        while True:
-            try:
-                positions = read_positions(self._store)
-            except StoreBusy as exc:
-                if self._waiting_since is None:
-                    _log.warning("the store is away; waiting for its positions: %s", str(exc)[:300])
-                if self._wait_for_store(delay):
-                    raise Abandoned("positions") from exc
-                delay = min(5.0, delay * 2)
-                continue
-            self._waiting_since = None
-            with self._condition:
-                self._stored_positions = positions
-                self._positions_wanted = False
-            return
+        found: dict[tuple[Stream, int], int] = {}
+        self._committer.patiently(lambda: found.update(read_positions(self._store)), "reading positions")
+        self._waiting_since = None
+        with self._condition:
+            self._stored_positions = found
+            self._positions_wanted = False
 
     def _wait_for_store(self, seconds: float) -> bool:
         if self._waiting_since is None:

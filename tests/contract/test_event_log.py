@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -163,7 +164,7 @@ def test_records_come_whole_and_in_order(harness: LogHarness, reader: Opener) ->
     assert [record.key for record in records] == [b"key%d" % n for n in range(200)]
     assert {record.fingerprint for record in records} == {MARK}
     assert all(before - 1_000 <= record.time_ms <= time.time_ns() // 1_000_000 + 1_000 for record in records)
-    for record, following in zip(records, records[1:], strict=False):
+    for record, following in pairwise(records):
         assert record.next_offset == following.offset > record.offset
 
 

@@ -51,7 +51,8 @@ def test_frame_is_an_avro_file_with_one_body_a_block() -> None:
 
 def test_frame_groups_by_schema_with_control_first() -> None:
     """One file for each schema; metrics last."""
-    records = [record(points("a", [1.0]), 0), record(created(), 0), record(started("a"), 1), record(points("a", [2.0]), 1)]
+    first, second = record(points("a", [1.0]), 0), record(points("a", [2.0]), 1)
+    records = [first, record(created(), 0), record(started("a"), 1), second]
     framed = frame(records)
     assert [one.event for one in framed][-1] == "metric_batch"
     assert {one.event: len(one.records) for one in framed} == {

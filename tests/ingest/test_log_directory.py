@@ -8,6 +8,7 @@ import random
 import resource
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_random_damage_never_hides_sound_frames(tmp_path: Path) -> None:
         items = drain(log)
         log.close()
         assert items[0].offset == 0
-        for item, following in zip(items, items[1:], strict=False):
+        for item, following in pairwise(items):
             assert item.next_offset == following.offset
         assert items[-1].next_offset == end_positions(root)[PLACE]
         got = bodies(items)
@@ -172,7 +173,7 @@ def test_a_log_that_lost_its_end_is_read_again_and_goes_on_behind(tmp_path: Path
     os.truncate(path, end - 150)
     log = opened(tmp_path, end)
     again = drain(log)
-    assert [body for body in bodies(again)] == wanted[: len(bodies(again))]
+    assert bodies(again) == wanted[: len(bodies(again))]
     assert len(bodies(again)) >= 6
     DirectoryHarness(tmp_path, 100_000).append("metrics", b"new")
     items = take(log, 1)

@@ -68,14 +68,16 @@ class RemoteStore:
     def __init__(self, connection: Connection, database: str) -> None:
         self._connection = connection
         self.database = database
+        self._lock = threading.Lock()
         self._call("open", database)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         from runstream_ingest.errors import StoreBusy
 
         try:
-            self._connection.send((method, arguments))
-            result, error = self._connection.recv()
+            with self._lock:  # tests look while a worker works
+                self._connection.send((method, arguments))
+                result, error = self._connection.recv()
         except (EOFError, OSError) as exc:
             raise StoreBusy(f"the store's process is gone: {exc}") from exc
         if error is not None:
