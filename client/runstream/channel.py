@@ -21,11 +21,11 @@ from .journal.record import MAX_CALL_BYTES, POINT, call_bytes, call_record, expl
 if TYPE_CHECKING:
     from .journal.journal import Journal
 
-__all__ = ["RunChannel", "metric_value"]
+__all__ = ["MISSES", "RunChannel", "Write", "metric_value", "unbound"]
 
 MAX_SHAPES: Final = 1_000
 """Distinct key tuples of one run that are kept as shapes; further ones are written as single points."""
-_MISSES: Final = (KeyError, ValueError, TypeError, struct.error)
+MISSES: Final = (KeyError, ValueError, TypeError, OverflowError, struct.error)
 """Narrow: an exception that a signal handler throws in must pass, or its point would be logged twice."""
 
 Write = Callable[[bytes], object]
@@ -114,16 +114,18 @@ def _closures(
     pack, now = POINT.pack, time.time
 
     def log_metric(key: str, value: Any, step: Any = None, timestamp: Any = None) -> None:
-        if timestamp is None and type(value) is float:
+        kind = type(value)
+        if timestamp is None and (kind is float or kind is int):
             try:
                 # `write` is loaded before `ids`: whoever binds another journal's write has emptied the ids before.
                 write(pack(ids[key], value, 0 if step is None else step, now()))
                 return
-            except _MISSES:
+            except MISSES:
                 pass
-        channel.check_key(key)
-        number = metric_value(key, value)
-        whole_step = _step(key, step)
+        if type(key) is not str or key not in ids:
+            channel.check_key(key)
+        number = value if kind is float else metric_value(key, value)
+        whole_step = 0 if step is None else _step(key, step)
         when = now() if timestamp is None else _time(key, timestamp)
         put(key, number, whole_step, when)
 
@@ -143,14 +145,14 @@ def _closures(
         if timestamp is None:
             try:
                 values = metrics.values()
-                # The sum of floats, ints and bools with a float among them is a float, and costs 6 ns a value;
-                # whatever else can be added (complex numbers, arrays, strings) shows in its type.
-                if type(sum(values)) is float:
+                # 0.0 plus floats, ints and bools is a float, at a few ns a value; whatever else can be added (complex
+                # numbers, arrays, numpy scalars) shows in the type of the sum.
+                if type(sum(values, 0.0)) is float:
                     fresh = write
                     shape, pack_call = shapes[tuple(metrics)]
                     fresh(call_record(shape, pack_call(0 if step is None else step, now(), *values)))
                     return
-            except (AttributeError, OverflowError, *_MISSES):
+            except (AttributeError, *MISSES):
                 pass
         put_all(metrics, step, timestamp)
 
@@ -197,8 +199,11 @@ def metric_value(key: str, value: Any) -> float:
         InvalidInputError: an int beyond the range of a float.
     """
     kind = type(value)
-    if kind is float:
-        return value  # type: ignore[no-any-return]
+    if kind is float or kind is int or kind is bool:
+        try:
+            return float(value)
+        except OverflowError as exc:
+            raise InvalidInputError(f"metric {key!r}: {_short(value)} is beyond the range of a float") from exc
     if not isinstance(value, (str, bytes, bytearray, memoryview, complex)) and value is not None:
         dtype = getattr(value, "dtype", None)
         letter = getattr(dtype, "kind", None)
@@ -228,6 +233,8 @@ def _no_number(key: str, value: Any) -> InvalidTypeError:
 def _step(key: str, step: Any) -> int:
     if step is None:
         return 0
+    if type(step) is int and MIN_STEP <= step <= MAX_STEP:
+        return step
     try:
         whole = operator.index(step)
     except TypeError:

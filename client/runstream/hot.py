@@ -13,13 +13,12 @@ that appends to a growing deque takes 190 ns. One global function over one globa
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .channel import RunChannel, unbound
+from .channel import MISSES, RunChannel, unbound
 from .errors import RunstreamError
 from .journal.record import POINT
 
@@ -71,12 +70,13 @@ def log_metric(
     Raises:
         InvalidTypeError, InvalidInputError: what cannot be logged; nothing was.
     """
-    if timestamp is None and run_id is None and model_id is None and dataset is None and type(value) is float:
+    kind = type(value)
+    if timestamp is None and run_id is None and model_id is None and dataset is None and (kind is float or kind is int):
         try:
             # `_write` is loaded before `_ids`: a channel clears its ids before it binds a new journal's write.
             _write(_pack(_ids[key], value, 0 if step is None else step, _now()))
             return
-        except (KeyError, ValueError, TypeError, struct.error):  # new key, segment full, no run, odd key or step
+        except MISSES:  # new key, segment full, no run, odd key or step
             pass
     _log_slowly(key, value, step, timestamp, run_id, model_id, dataset)
 
@@ -105,9 +105,10 @@ def _log_slowly(key: Any, value: Any, step: Any, timestamp: Any, run_id: Any, mo
         _slow_metric(key, value, step, timestamp, run_id, model_id, dataset)
         return
     channel.log_metric(key, value, step, timestamp)
-    with _binding:
-        if channel is _channel:
-            _write, _ = channel.hot()
+    if timestamp is None and type(value) is float:  # the fast path failed: its segment is full, or there was none yet
+        with _binding:
+            if channel is _channel:
+                _write, _ = channel.hot()
 
 
 def activate(channel: RunChannel | None) -> None:

@@ -45,8 +45,8 @@ LINGER_SECONDS: Final = 0.2
 """How long the delivery thread lets records gather: larger bodies, well below the second in which they become visible.
 """
 BUSY_PAUSE_SECONDS: Final = 0.001
-BACKLOG_BYTES: Final = 1 << 20
-"""Above this larger chunks are encoded also while training runs, or delivery would never catch up."""
+BACKLOG_BYTES: Final = 4 << 20
+"""Above this (131,000 points) larger chunks are encoded also while training runs, or delivery would never catch up."""
 CHORES_SECONDS: Final = 1.0
 RECOVERY_DELAY_SECONDS: Final = 1.0
 """A new process serves itself before it looks for what others left."""
@@ -123,6 +123,7 @@ class Recorder:
         self._drainers = 0
         self._next_chores = 0.0
         self._unsynced = False
+        self._failed_before = False
         self._recovery: Any = None
         self._recovery_at: float | None = None
         self._thinned_reported: dict[str, int] = {}
@@ -245,14 +246,14 @@ class Recorder:
 
         Never raises for delivery; the report says what is missing.
         """
-        outlets = [*self._retired, *([self._outlet] if self._outlet is not None else [])]
+        outlets = self._outlets()
         ends = [(outlet, outlet.source.end()) for outlet in outlets]
         complete = self._wait(lambda: all(outlet.source.done(end) for outlet, end in ends), outlets, timeout_seconds)
         return self._reported(complete)
 
     def report(self) -> Report:
         """The counts of this moment; does not block. `complete` says whether nothing waits."""
-        outlets = [*self._retired, *([self._outlet] if self._outlet is not None else [])]
+        outlets = self._outlets()
         return self._reported(all(outlet.source.done(outlet.source.end()) for outlet in outlets))
 
     def close(self, timeout_seconds: float = 10.0) -> Report:
@@ -354,13 +355,8 @@ class Recorder:
 
     def _run(self) -> None:
         me = threading.current_thread()
-        while not self._stopping and self._thread in (None, me):
-            try:
-                pause = self._round()
-            except Exception:
-                # A bug must not end delivery for good; the journal keeps everything.
-                log.exception("runstream: unexpected error in delivery; trying again")
-                pause = 1.0
+        while self._thread in (None, me):
+            pause = self._round()
             with self._moved:
                 if self._stopping:
                     return
@@ -368,29 +364,46 @@ class Recorder:
                     self._moved.wait(pause)
 
     def _round(self) -> float:
-        """One step of everything; seconds to rest before the next."""
+        """One step of everything; seconds to rest before the next. Never raises."""
         with self._driving:
-            draining = self._drainers > 0
-            moved = False
-            rest = LINGER_SECONDS
-            outlets = [*self._retired, *([self._outlet] if self._outlet is not None else [])]
-            for outlet in outlets:
-                backlog = outlet.source.backlog_bytes()
-                chunk = DRAIN_CHUNK_BYTES if draining or backlog > BACKLOG_BYTES else BUSY_CHUNK_BYTES
-                if outlet.pump.step(self._connected, chunk, 0.05 if draining else 0.0):
-                    moved = True
-                elif outlet.pump.is_waiting:
-                    rest = min(rest, 0.01)
-            for outlet in self._retired[:]:
-                if outlet.source.done(outlet.source.end()):
-                    self._finish(outlet)
-                    moved = True
-            self._chores(outlets)
-            if not moved and not draining:
-                moved = self._recover()
-            if draining:
-                return 0.0 if moved else 0.005
-            return BUSY_PAUSE_SECONDS if moved else rest
+            try:
+                return self._advance()
+            except Exception as exc:
+                # A bug must not end delivery for good: the journal keeps everything, and it is read again from there.
+                for outlet in self._outlets():
+                    outlet.pump.forget_in_flight()
+                if not self._failed_before:
+                    self._failed_before = True
+                    log.exception("runstream: unexpected error in delivery; the journal keeps everything")
+                with self._tally.lock:
+                    self._tally.last_error = f"unexpected {type(exc).__name__}: {exc}"
+                return 1.0
+
+    def _outlets(self) -> list[_Outlet]:
+        return [*self._retired, *([self._outlet] if self._outlet is not None else [])]
+
+    def _advance(self) -> float:
+        draining = self._drainers > 0
+        moved = False
+        rest = LINGER_SECONDS
+        outlets = self._outlets()
+        for outlet in outlets:
+            backlog = outlet.source.backlog_bytes()
+            chunk = DRAIN_CHUNK_BYTES if draining or backlog > BACKLOG_BYTES else BUSY_CHUNK_BYTES
+            if outlet.pump.step(self._connected, chunk, 0.05 if draining else 0.0):
+                moved = True
+            elif outlet.pump.is_waiting:
+                rest = min(rest, 0.01)
+        for outlet in self._retired[:]:
+            if outlet.source.done(outlet.source.end()):
+                self._finish(outlet)
+                moved = True
+        self._chores(outlets)
+        if not moved and not draining:
+            moved = self._recover()
+        if draining:
+            return 0.0 if moved else 0.005
+        return BUSY_PAUSE_SECONDS if moved else rest
 
     def _finish(self, outlet: _Outlet) -> None:
         self._tally.dropped_points += outlet.journal.dropped_points
@@ -479,7 +492,7 @@ class Recorder:
 
     def _after_fork_in_child(self) -> None:
         """The parent's journal, thread and connections stay the parent's; the child makes its own when it logs."""
-        outlets = [*self._retired, *([self._outlet] if self._outlet is not None else [])]
+        outlets = self._outlets()
         self._outlet = None
         recovery = self._recovery
         if self._transport is not None:

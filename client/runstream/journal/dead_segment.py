@@ -16,6 +16,7 @@ from runstream_schemas.segment import Damage, read_frames
 from .names import Name
 from .record import CALL_HEAD, MAX_CALL_BYTES, POINT, WORD, call_bytes, call_is_whole, plausible_time
 from .segment import HEADER, HEADER_BYTES, MAGIC, segment_number
+from .source import ThinPart
 from .thin import thinned_number
 
 __all__ = ["DeadSegment", "DeadThinned", "dead_segments"]
@@ -70,8 +71,8 @@ class DeadSegment:
         return (self._data or b"")[start : min(end, self._end)]
 
 
-class DeadThinned:
-    """A `source.ThinPart` of a dead journal."""
+class DeadThinned(ThinPart):
+    """A thinned segment of a dead journal."""
 
     def __init__(self, number: int, path: Path) -> None:
         self.number = number

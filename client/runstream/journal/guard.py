@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from .segment import Segment
+from .segment import MAX_SEGMENT_BYTES, Segment
 from .thin import Thinned, drop, thin
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def keep_below_limit(journal: Journal, reading: int, tally: Tally) -> bool:
 
     Called by the delivery thread. Touches only finished segments behind `reading`, the one that is being sent.
     """
-    if journal.folder is None:
+    if journal.folder is None or len(journal.segments) * MAX_SEGMENT_BYTES < journal.limit_bytes:
         return False
     parts = [part for number, part in sorted(journal.segments.items()) if part.path is not None]
     held = sum(part.size for part in parts)

@@ -25,7 +25,7 @@ from .control import ControlFile
 from .names import Name, Names
 from .place import Host, this_host
 from .progress import Position, ProgressFile
-from .segment import HEADER_BYTES, Segment
+from .segment import HEADER_BYTES, MAX_SEGMENT_BYTES, Segment
 from .thin import Thinned
 
 __all__ = ["DRAFT_PREFIX", "GONE_PREFIX", "LOCK_FILE", "META_FILE", "Journal", "Meta", "keep_folder", "remove_folder"]
@@ -39,7 +39,6 @@ GONE_PREFIX: Final = ".gone-"
 """A folder whose contents are delivered."""
 FIRST_SEGMENT_BYTES: Final = 256 * 1024
 """Small, because a machine may run 1,000 processes that log little."""
-MAX_SEGMENT_BYTES: Final = 4 * 1024 * 1024
 MAX_MEMORY_SEGMENTS: Final = 8
 """Without a disk, at most 32 MiB are kept: the oldest go."""
 

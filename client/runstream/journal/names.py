@@ -90,6 +90,7 @@ def read_names(data: bytes) -> tuple[dict[int, Name], int]:
                 table[number] = (run_id, key)
             else:
                 raise ValueError
+            json.dumps(table[number], ensure_ascii=False).encode("utf-8")  # half of a surrogate pair breaks Avro
         except (ValueError, TypeError):
             bad += 1
     return table, bad

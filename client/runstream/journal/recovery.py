@@ -169,7 +169,16 @@ class Recovery:
                 self.finished = True
                 return False
         orphan = self._orphan
-        moved = orphan.pump.step(connect, chunk_bytes, 0.0)
+        try:
+            moved = orphan.pump.step(connect, chunk_bytes, 0.0)
+        except Exception as exc:
+            # Damage of a kind that nobody thought of: one journal must not keep the others from being delivered.
+            log.exception("runstream: the journal %s cannot be recovered; left as it is", orphan.folder)
+            orphan.damage.append(f"cannot be recovered: {type(exc).__name__}: {exc}")
+            self._tell(orphan)
+            orphan.release()
+            self._orphan = None
+            return True
         if orphan.done:
             self._tell(orphan)
             self._orphan = None

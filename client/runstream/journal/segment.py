@@ -21,6 +21,7 @@ MAGIC: Final = b"RSJRNL01"
 HEADER: Final = struct.Struct("<8sqqq")
 """magic, number, size, writer"""
 HEADER_BYTES: Final = 64
+MAX_SEGMENT_BYTES: Final = 4 * 1024 * 1024
 _ZEROS: Final = bytes(256 * 1024)
 _SUFFIX: Final = ".seg"
 

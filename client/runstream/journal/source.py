@@ -6,9 +6,9 @@ The same code reads the journal of this process while it is written and that of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeGuard
+from typing import Final, Protocol
 
 from runstream_schemas.identity import now_ms
 from runstream_schemas.names import FIRST_PARTITION_EVENTS, STREAM_OF
@@ -21,7 +21,7 @@ from .progress import Position
 from .record import BLOCK_BYTES, sequence
 from .segment import HEADER_BYTES
 
-__all__ = ["ControlReader", "End", "Parcel", "PlainPart", "Source", "ThinPart", "frame_event"]
+__all__ = ["ControlReader", "End", "Parcel", "PlainPart", "Source", "ThinPart", "frame_event", "joined"]
 
 CONTROL_READ_BYTES: Final = 64 * 1024
 THIN_READ_BYTES: Final = 64 * 1024
@@ -40,14 +40,18 @@ class PlainPart(Protocol):
     def read(self, start: int, end: int) -> bytes: ...
 
 
-class ThinPart(Protocol):
+class ThinPart:
     """Frames with encoded batches, as thinning leaves them."""
 
     number: int
 
     def frames(self) -> bytes:
-        """The whole file."""
-        ...
+        """The whole file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        raise NotImplementedError
 
 
 class ControlReader(Protocol):
@@ -78,6 +82,20 @@ class Parcel:
     block: int
     points: int = 0
     bytes: int = field(default=0)
+
+
+def joined(parcels: Sequence[Parcel]) -> Parcel:
+    """One parcel of several that follow each other."""
+    last = parcels[-1]
+    return Parcel(
+        [event for parcel in parcels for event in parcel.events],
+        last.control,
+        last.metrics,
+        last.counts,
+        last.block,
+        sum(parcel.points for parcel in parcels),
+        sum(parcel.bytes for parcel in parcels),
+    )
 
 
 class Source:
@@ -212,7 +230,11 @@ class Source:
             if part is not None:
                 # Asked for before the part is read: once a later one is there, this one does not grow.
                 later = any(other > number for other in list(self._parts))
-                parcel = self._read_thin(part, max_bytes) if _is_thin(part) else self._read_plain(part, max_bytes)
+                parcel = (
+                    self._read_thin(part, max_bytes)
+                    if isinstance(part, ThinPart)
+                    else self._read_plain(part, max_bytes)
+                )
                 if parcel is not None:
                     return parcel
                 if not later:
@@ -275,7 +297,7 @@ class Source:
     def _recount(self, position: Position) -> None:
         """Count the values of the block that lie before `position`, so that the rest get the seqs they had."""
         part = self._parts.get(position.segment)
-        if part is None or _is_thin(part):
+        if part is None or isinstance(part, ThinPart):
             return
         offset = HEADER_BYTES
         while offset < position.offset:
@@ -295,12 +317,8 @@ def frame_event(frame: Frame) -> Event:
     )
 
 
-def _is_thin(part: PlainPart | ThinPart) -> TypeGuard[ThinPart]:
-    return hasattr(part, "frames")
-
-
 def _end_of(part: PlainPart | ThinPart) -> int:
-    if _is_thin(part):
+    if isinstance(part, ThinPart):
         return PAST_THE_END
     try:
         return part.end()

@@ -23,7 +23,7 @@ from .batch import Batch, batch_event, parse
 from .names import Name
 from .record import BLOCK_BYTES, sequence
 from .segment import HEADER_BYTES
-from .source import PlainPart
+from .source import PlainPart, ThinPart
 
 __all__ = ["Thinned", "drop", "thin", "thinned_file", "thinned_number"]
 
@@ -46,8 +46,8 @@ def thinned_number(name: str) -> tuple[int, int] | None:
     return None
 
 
-class Thinned:
-    """A thinned segment; a `source.ThinPart`."""
+class Thinned(ThinPart):
+    """A thinned segment of a live journal."""
 
     def __init__(self, number: int, path: str, size: int, keys: frozenset[tuple[str, str]]) -> None:
         self.number = number
