@@ -1,6 +1,6 @@
 """The connection: statements over ClickHouse's HTTP interface, whichever end answers. The only door to the driver.
 
-Knows no tables. Results come as tuples, raw bytes, DataFrames or Arrow tables; every error of the driver leaves as ours.
+Knows no tables. Results come as tuples, bytes, DataFrames or Arrow tables; every error of the driver leaves as ours.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from runstream_schemas.names import DATABASE
@@ -29,7 +29,7 @@ Parameter = str | int | float | Sequence[str]
 """A value for a `{name:Type}` placeholder; a sequence of strings for Array(String)."""
 
 MAX_URL_BYTES: Final = 12_000
-"""Parameters travel in the URL up to this size, which servers and proxies take; larger ones as text that cannot be SQL."""
+"""Parameters travel in the URL up to this size, which proxies take; larger ones as text that cannot be SQL."""
 MAX_STATEMENT_BYTES: Final = 250_000
 """ClickHouse refuses to parse more than 256 KiB (max_query_size)."""
 _CONNECT_TIMEOUT_SECONDS: Final = 10
@@ -93,11 +93,10 @@ class StoreAddress:
 class Locator(Protocol):
     """Says where the store is, and brings it back when it is gone."""
 
-    def locate(self, timeout_seconds: float, *, gone: StoreAddress | None = None) -> StoreAddress:
-        """The address of a store that answers; may start one. Blocks at most `timeout_seconds`. Any thread.
+    def locate(self, timeout_seconds: float) -> StoreAddress:
+        """The address of a store that answers, as far as it can be told; may start one. Any thread.
 
-        Args:
-            gone: an address that was found to be dead; never returned again.
+        Blocks at most `timeout_seconds`.
 
         Raises:
             StoreUnavailable: there is none and none can be started; says why.
@@ -142,8 +141,9 @@ class Store:
         self._locator = locator
         self._connect_deadline_seconds = connect_deadline_seconds
         self._lock = threading.Lock()
-        self._connected: tuple[StoreAddress, Client] | None = None
-        self._closed = False
+        self._connected: Client | None = None
+        self.connections = 0
+        """How often it connected: after a reconnection, what was known of the store may no longer be true."""
 
     def rows(
         self, sql: str, parameters: Mapping[str, Parameter] | None = None, settings: Mapping[str, str] | None = None
@@ -154,9 +154,10 @@ class Store:
             QueryError: see `errors`.
         """
         text, bound = bind(sql, parameters or {})
-        return self._run(
-            lambda client: list(client.query(text, parameters=bound, settings=dict(settings or {})).result_rows)
+        found = self._run(
+            lambda client: client.query(text, parameters=bound, settings=dict(settings or {})).result_rows
         )
+        return cast("list[tuple[Any, ...]]", found)
 
     def named_rows(
         self, sql: str, parameters: Mapping[str, Parameter] | None = None, settings: Mapping[str, str] | None = None
@@ -199,50 +200,51 @@ class Store:
         with self._lock:
             connected, self._connected = self._connected, None
         if connected is not None:
-            _close(connected[1])
+            _close(connected)
 
     def after_fork_in_child(self) -> None:
-        """Forget what belongs to the parent: its sockets stay open there, and its lock may have been held at the fork."""
+        """Forget what is the parent's: its sockets stay open there, and its lock may have been held at the fork."""
         self._lock = threading.Lock()
         connected, self._connected = self._connected, None
         if connected is not None:
             # Closing here ends only the child's copies of the sockets.
-            _close(connected[1])
+            _close(connected)
 
     def _run(self, call: Callable[[Client], T]) -> T:
-        address, client = self._client(None)
+        client = self._client()
+        try:
+            return _mapped(call, client)
+        except _GoneError:
+            # The local store process leaves when it is idle and may be killed: every statement here only reads.
+            with self._lock:
+                if self._connected is client:
+                    self._connected = None
+            _close(client)
+        client = self._client()
         try:
             return _mapped(call, client)
         except _GoneError as exc:
-            # The local store process leaves when it is idle and may be killed: every statement here only reads.
-            with self._lock:
-                if self._connected is not None and self._connected[1] is client:
-                    self._connected = None
-            _close(client)
-            address, client = self._client(address)
-            try:
-                return _mapped(call, client)
-            except _GoneError:
-                raise StoreUnavailable(f"the store at {address.host}:{address.port} does not answer: {exc}") from exc
+            raise StoreUnavailable(f"the store does not answer: {exc}") from exc
 
-    def _client(self, gone: StoreAddress | None) -> tuple[StoreAddress, Client]:
+    def _client(self) -> Client:
         connected = self._connected
-        if connected is not None and connected[0] != gone:
+        if connected is not None:
             return connected
         with self._lock:
-            if self._connected is not None and self._connected[0] != gone:
-                return self._connected
-            address = self._locator.locate(self._connect_deadline_seconds, gone=gone)
-            try:
-                client = _connect(address)
-            except _GoneError as exc:
-                address = self._locator.locate(self._connect_deadline_seconds, gone=address)
+            if self._connected is None:
+                address = self._locator.locate(self._connect_deadline_seconds)
                 try:
                     client = _connect(address)
                 except _GoneError:
-                    reason = f"the store at {address.host}:{address.port} cannot be reached: {exc}"
-                    raise StoreUnavailable(reason) from exc
-            self._connected = address, client
+                    # It left between the two steps, or its tokens are a predecessor's.
+                    address = self._locator.locate(self._connect_deadline_seconds)
+                    try:
+                        client = _connect(address)
+                    except _GoneError as exc:
+                        reason = f"the store at {address.host}:{address.port} cannot be reached: {exc}"
+                        raise StoreUnavailable(reason) from exc
+                self._connected = client
+                self.connections += 1
             return self._connected
 
 
@@ -271,7 +273,8 @@ def bind(sql: str, parameters: Mapping[str, Parameter]) -> tuple[str, dict[str, 
         sql = _PLACEHOLDER.sub(lambda found: literals.get(found[1], found[0]), sql)
     if len(sql.encode("utf-8", "surrogatepass")) > MAX_STATEMENT_BYTES:
         raise InvalidQuery(
-            f"the query and its values have more than {MAX_STATEMENT_BYTES} bytes; ask for less at once, such as fewer run ids"
+            f"the query and its values have more than {MAX_STATEMENT_BYTES} bytes; ask for less at once, "
+            "such as fewer run ids"
         )
     return sql, bound
 
@@ -358,7 +361,8 @@ def _connect(address: StoreAddress) -> Client:
     except SqlError as exc:
         if exc.code == 81:
             raise StoreUnavailable(
-                f"the server {address.host}:{address.port} has no database {address.database!r}: run `runstream migrate` first"
+                f"the server {address.host}:{address.port} has no database {address.database!r}: "
+                "run `runstream migrate` first"
             ) from exc
         raise
 

@@ -1,4 +1,4 @@
-"""Text -> tree: filters through the grammar, `order_by` entries by hand. Owns names, aliases and what may be compared."""
+"""Text -> tree: filters through the grammar, `order_by` entries by hand. Owns names, aliases, what may be compared."""
 
 from __future__ import annotations
 
@@ -99,8 +99,9 @@ def parse_filter(text: str, subject: Subject = RUNS) -> Filter | None:
     try:
         tree = builder.build(_parser().parse(text))
     except UnexpectedCharacters as exc:
-        reason = _unreadable(text, exc.pos_in_stream, set(exc.allowed or ()))
-        raise InvalidFilter(reason, text, exc.pos_in_stream) from None
+        position = exc.pos_in_stream or 0
+        reason = _unreadable(text, position, set(exc.allowed or ()))
+        raise InvalidFilter(reason, text, position) from None
     except UnexpectedToken as exc:
         at_end = exc.token.type == "$END"
         position = len(text.rstrip()) if at_end else exc.token.start_pos
@@ -146,7 +147,8 @@ def parse_order(entries: Sequence[str], subject: Subject = RUNS) -> list[Order]:
         parts = match and _ORDER_FIELD.match(match["field"])
         if not match or not parts:
             raise InvalidFilter(
-                f"order_by entry {entry[:100]!r} does not fit: expected a field and ASC or DESC, such as 'metrics.`val loss` DESC'",
+                f"order_by entry {entry[:100]!r} does not fit: expected a field and ASC or DESC, "
+                "such as 'metrics.`val loss` DESC'",
                 entry,
             )
         key = parts["ticked"] or parts["quoted"] or parts["bare"]

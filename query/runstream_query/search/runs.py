@@ -111,7 +111,10 @@ class _Compiler:
         columns = ", ".join(f"{expression} AS {name}" for name, expression in self._columns.items())
         if self._columns.keys() <= _START.keys():
             # A resumed run is started again in the same experiment, so that its first start is among these rows.
-            return f"SELECT run_id, {columns} FROM run_facts WHERE start.experiment_id IN {self._experiments} GROUP BY run_id"
+            return (
+                f"SELECT run_id, {columns} FROM run_facts "
+                f"WHERE start.experiment_id IN {self._experiments} GROUP BY run_id"
+            )
         return (
             f"SELECT run_id, {columns} FROM run_facts GROUP BY run_id "
             f"HAVING max(start.inverse_version) > 0 AND experiment_id IN {self._experiments}"
@@ -120,7 +123,8 @@ class _Compiler:
     def _lifecycle(self) -> str:
         # The newest of run and experiment lifecycle wins; a run started in a deleted experiment restores it.
         return (
-            "LEFT JOIN (SELECT run_id, argMax(lifecycle.stage, lifecycle.version) AS stage, max(lifecycle.version) AS stage_version "
+            "LEFT JOIN (SELECT run_id, argMax(lifecycle.stage, lifecycle.version) AS stage, "
+            "max(lifecycle.version) AS stage_version "
             "FROM run_facts WHERE lifecycle.version > 0 GROUP BY run_id) AS l ON l.run_id = r.run_id\n"
             "LEFT JOIN (SELECT experiment_id, if(restored, 'active', f.lifecycle.stage) AS stage, "
             "if(restored, f.last_start.version, f.lifecycle.version) AS stage_version, "

@@ -93,7 +93,6 @@ def seek(sort: Sort, after: Sequence[int | float | str], parameters: Parameters)
         placeholder = parameters.add(value)
         behind = f"{column.expression} {'>' if column.ascending else '<'} {placeholder}"
         if condition:
-            condition = f"({behind} OR ({column.expression} = {placeholder} AND {condition}))"
-        else:
-            condition = behind
+            behind = f"({behind} OR ({column.expression} = {placeholder} AND {condition}))"
+        condition = behind
     return condition

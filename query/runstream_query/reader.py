@@ -1,0 +1,336 @@
+"""`Reader`: all reading of one tracking address. Validates arguments, waits until the log is visible, and delegates."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+from runstream.entities import Experiment, FileInfo, Metric, PagedList, Run, ViewType
+from runstream_schemas.names import CONTROL, STREAMS, Stream
+
+from . import artifacts, history, records, user_sql
+from .errors import ExperimentNotFound, InvalidQuery, RunNotFound
+from .search import token
+from .search.experiments import ExperimentQuery, compile_experiments
+from .search.parse import EXPERIMENTS, RUNS, parse_filter, parse_order
+from .search.runs import RunQuery, compile_runs
+from .store import Limits, Parameter, Store
+from .visibility import LogEnd, Patience, Visibility
+
+__all__ = ["MAX_RESULTS", "Reader"]
+
+MAX_RESULTS: Final = 100_000
+"""Runs or experiments of one page."""
+
+_readers: weakref.WeakSet[Reader] = weakref.WeakSet()
+
+
+class Reader:
+    """Reads one store. Any thread, several at once; works in forked children.
+
+    Every method first waits until everything logged before the call is visible (see `visibility`), and raises:
+
+        InvalidQuery: the request does not fit; NotFoundError: what was named does not exist.
+        StoreUnavailable: the store does not answer; QueryTimeout: not in time.
+    """
+
+    def __init__(self, store: Store, log: LogEnd, visibility: Visibility) -> None:
+        self._store = store
+        self._log = log
+        self._visibility = visibility
+        _readers.add(self)
+
+    # -- runs
+
+    def search_runs(
+        self,
+        experiment_ids: Sequence[str],
+        filter_string: str = "",
+        run_view_type: ViewType = ViewType.ACTIVE_ONLY,
+        max_results: int = 1000,
+        order_by: Sequence[str] | None = None,
+        page_token: str | None = None,
+    ) -> PagedList[Run]:
+        """One page of runs with latest metrics, params, tags and inputs; `token` of the list asks for the next."""
+        ids, following = self.search_run_ids(
+            experiment_ids, filter_string, run_view_type, max_results, order_by, page_token
+        )
+        return PagedList(records.fetch_runs(self._store, ids), following)
+
+    def search_run_ids(
+        self,
+        experiment_ids: Sequence[str],
+        filter_string: str = "",
+        run_view_type: ViewType = ViewType.ACTIVE_ONLY,
+        max_results: int = 1000,
+        order_by: Sequence[str] | None = None,
+        page_token: str | None = None,
+        patience: Patience | None = None,
+    ) -> tuple[list[str], str | None]:
+        """The ids of one page of runs, in order, and the next page's token."""
+        experiments = _strings(experiment_ids, "experiment_ids")
+        limit = _max_results(max_results)
+        view = _view(run_view_type)
+        tree = parse_filter(_filter(filter_string), RUNS)
+        orders = parse_order(order_by or (), RUNS)
+        search = token.fingerprint(
+            "runs",
+            sorted(experiments),
+            filter_string or "",
+            [(*o.field.identity, o.ascending) for o in orders],
+            int(view),
+        )
+
+        def compiled(after: token.Values | None) -> RunQuery:
+            return compile_runs(experiments, tree, orders, view, limit=limit + 1, after=after)
+
+        after = None if not page_token else token.decode(page_token, search, compiled(None).sort)
+        if not experiments:
+            return [], None
+        self._visibility.wait(STREAMS, patience)
+        return self._page(compiled(after), search, limit)
+
+    def get_run(self, run_id: str) -> Run:
+        """One run, deleted ones too."""
+        (wanted,) = _strings([run_id], "run_id")
+        self._visibility.wait()
+        found = records.fetch_runs(self._store, [wanted])
+        if not found:
+            raise RunNotFound(wanted)
+        return found[0]
+
+    def get_runs(self, run_ids: Sequence[str]) -> list[Run]:
+        """The runs of `run_ids` that exist, in that order."""
+        wanted = _strings(run_ids, "run_ids")
+        self._visibility.wait()
+        return records.fetch_runs(self._store, wanted)
+
+    # -- experiments
+
+    def search_experiments(
+        self,
+        view_type: ViewType = ViewType.ACTIVE_ONLY,
+        max_results: int = 1000,
+        filter_string: str = "",
+        order_by: Sequence[str] | None = None,
+        page_token: str | None = None,
+    ) -> PagedList[Experiment]:
+        """One page of experiments; the newest first where no order is given."""
+        ids, following = self.search_experiment_ids(view_type, max_results, filter_string, order_by, page_token)
+        return PagedList(records.fetch_experiments(self._store, ids), following)
+
+    def search_experiment_ids(
+        self,
+        view_type: ViewType = ViewType.ACTIVE_ONLY,
+        max_results: int = 1000,
+        filter_string: str = "",
+        order_by: Sequence[str] | None = None,
+        page_token: str | None = None,
+        patience: Patience | None = None,
+    ) -> tuple[list[str], str | None]:
+        """The ids of one page of experiments, in order, and the next page's token."""
+        limit = _max_results(max_results)
+        view = _view(view_type)
+        tree = parse_filter(_filter(filter_string), EXPERIMENTS)
+        orders = parse_order(order_by or (), EXPERIMENTS)
+        search = token.fingerprint(
+            "experiments", filter_string or "", [(*o.field.identity, o.ascending) for o in orders], int(view)
+        )
+
+        def compiled(after: token.Values | None) -> ExperimentQuery:
+            return compile_experiments(tree, orders, view, limit=limit + 1, after=after)
+
+        after = None if not page_token else token.decode(page_token, search, compiled(None).sort)
+        self._visibility.wait((CONTROL,), patience)
+        return self._page(compiled(after), search, limit)
+
+    def get_experiment(self, experiment_id: str) -> Experiment:
+        """One experiment, deleted ones too."""
+        (wanted,) = _strings([experiment_id], "experiment_id")
+        self._visibility.wait((CONTROL,))
+        found = records.fetch_experiments(self._store, [wanted])
+        if not found:
+            raise ExperimentNotFound(wanted)
+        return found[0]
+
+    def get_experiment_by_name(self, name: str) -> Experiment | None:
+        """The experiment of that name, an active one before a deleted one; None if there is none."""
+        (wanted,) = _strings([name], "name")
+        self._visibility.wait((CONTROL,))
+        rows = self._store.rows(
+            "SELECT experiment_id FROM experiments WHERE name = {name:String} "
+            "ORDER BY lifecycle_stage = 'deleted', updated_at DESC, experiment_id LIMIT 1",
+            {"name": wanted},
+        )
+        found = records.fetch_experiments(self._store, [rows[0][0]]) if rows else []
+        return found[0] if found else None
+
+    # -- metrics
+
+    def metric_history(
+        self,
+        run_id: str,
+        key: str,
+        *,
+        first_step: int | None = None,
+        last_step: int | None = None,
+        order: Literal["step", "time"] = "step",
+    ) -> list[Metric]:
+        """Every point of one metric, exact and in order; empty where the run or key is unknown."""
+        self._visibility.wait()
+        return history.raw(self._store, run_id, key, first_step=first_step, last_step=last_step, order=order)
+
+    def metric_buckets(
+        self,
+        run_ids: Sequence[str],
+        keys: Sequence[str],
+        buckets: int = 500,
+        *,
+        first_step: int | None = None,
+        last_step: int | None = None,
+    ) -> dict[tuple[str, str], list[history.Bucket]]:
+        """(run id, key) -> mean, minimum and maximum over at most `buckets` equal stretches of steps."""
+        self._visibility.wait()
+        return history.buckets(self._store, run_ids, keys, buckets, first_step=first_step, last_step=last_step)
+
+    def metric_points(
+        self,
+        run_ids: Sequence[str],
+        keys: Sequence[str],
+        count: int = 1000,
+        *,
+        first_step: int | None = None,
+        last_step: int | None = None,
+    ) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """(run id, key) -> at most `count` real points (step, value) that keep the curve's shape (LTTB)."""
+        self._visibility.wait()
+        return history.points(self._store, run_ids, keys, count, first_step=first_step, last_step=last_step)
+
+    def latest_metrics(self, run_ids: Sequence[str], keys: Sequence[str] | None = None) -> list[history.Series]:
+        """Newest point and extremes of each metric of the runs, by run id and key."""
+        self._visibility.wait()
+        return history.latest(self._store, run_ids, keys)
+
+    # -- artifacts, SQL
+
+    def list_artifacts(self, run_id: str, path: str = "") -> list[FileInfo]:
+        """Files and folders right below `path` of a run, as far as they were logged (not what else lies in storage)."""
+        (wanted,) = _strings([run_id], "run_id")
+        self._visibility.wait((CONTROL,))
+        return artifacts.list_directory(self._store, wanted, path)
+
+    def sql(
+        self,
+        query: str,
+        parameters: Mapping[str, Any] | None = None,
+        output_format: user_sql.Format = "pandas",
+        limits: Limits | None = None,
+    ) -> Any:
+        """The result of one read-only statement over the public views: a DataFrame, an Arrow table, or a list of dicts.
+
+        Args:
+            parameters: values of `{name:Type}` placeholders.
+            limits: bounds on rows, time and memory beside the store's own.
+        """
+        user_sql.check(query, parameters, output_format)
+        self._visibility.wait()
+        return user_sql.run(self._store, query, parameters or {}, output_format, limits or Limits())
+
+    # -- for the server
+
+    def wait(self, streams: Sequence[Stream] = STREAMS, patience: Patience | None = None) -> None:
+        """Return once everything logged before the call is visible."""
+        self._visibility.wait(streams, patience)
+
+    def rows(
+        self,
+        sql: str,
+        parameters: Mapping[str, Parameter] | None = None,
+        wait: Sequence[Stream] = STREAMS,
+        patience: Patience | None = None,
+    ) -> list[tuple[Any, ...]]:
+        """The rows of one SELECT of ours; `wait` names the streams that must be visible, none for no wait."""
+        if wait:
+            self._visibility.wait(wait, patience)
+        return self._store.rows(sql, parameters)
+
+    def json_rows(
+        self,
+        sql: str,
+        parameters: Mapping[str, Parameter] | None = None,
+        wait: Sequence[Stream] = STREAMS,
+        patience: Patience | None = None,
+    ) -> bytes:
+        """The rows of one SELECT as a JSON array of objects, written by the store; NaN is the string "nan"."""
+        if wait:
+            self._visibility.wait(wait, patience)
+        settings = {
+            "output_format_json_array_of_rows": "1",
+            "output_format_json_quote_64bit_integers": "0",
+            "output_format_json_quote_denormals": "1",
+        }
+        return self._store.raw(sql, "JSONEachRow", parameters, settings)
+
+    def close(self) -> None:
+        """Release connections; a later read opens new ones."""
+        self._store.close()
+        close = getattr(self._log, "close", None)
+        if close is not None:
+            close()
+
+    def _page(self, query: RunQuery | ExperimentQuery, search: str, limit: int) -> tuple[list[str], str | None]:
+        rows = self._store.rows(query.sql, query.parameters)
+        following = None
+        if len(rows) > limit:
+            rows = rows[:limit]
+            kinds = [column.kind for column in query.sort.columns]
+            last = [kind(value) for kind, value in zip(kinds, rows[-1][1:], strict=True)]
+            following = token.encode(search, last)
+        return [row[0] for row in rows], following
+
+    def _after_fork_in_child(self) -> None:
+        self._store.after_fork_in_child()
+        self._visibility.after_fork_in_child()
+        renew = getattr(self._log, "after_fork_in_child", None)
+        if renew is not None:
+            renew()
+
+
+def _after_fork_in_child() -> None:
+    for reader in list(_readers):
+        reader._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _strings(values: Sequence[str], name: str) -> list[str]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InvalidQuery(f"{name} is {values!r}: expected a list of strings")
+    for value in values:
+        if not isinstance(value, str):
+            raise InvalidQuery(f"{name} holds {value!r}: expected a string")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise InvalidQuery(f"{name} holds {value!a}, which is no valid text") from exc
+    return list(values)
+
+
+def _filter(text: str | None) -> str:
+    return "" if text is None else text
+
+
+def _max_results(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RESULTS:
+        raise InvalidQuery(f"max_results is {value!r}: expected a whole number from 1 to {MAX_RESULTS}")
+    return value
+
+
+def _view(value: int) -> ViewType:
+    try:
+        return ViewType(value)
+    except ValueError as exc:
+        raise InvalidQuery(f"view type is {value!r}: expected ACTIVE_ONLY, DELETED_ONLY or ALL") from exc
