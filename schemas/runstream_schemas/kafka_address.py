@@ -4,7 +4,7 @@ Standard library alone; kafka-python is imported when a client's options are ask
 
 | variable | meaning | default |
 | --- | --- | --- |
-| RUNSTREAM_KAFKA_SECURITY_PROTOCOL | PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL | PLAINTEXT, or SASL_SSL with a mechanism |
+| RUNSTREAM_KAFKA_SECURITY_PROTOCOL | PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL | PLAINTEXT; SASL_SSL with a user |
 | RUNSTREAM_KAFKA_SASL_MECHANISM | PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER | SCRAM-SHA-512 with a user name |
 | RUNSTREAM_KAFKA_USERNAME | user for PLAIN and SCRAM | |
 | RUNSTREAM_KAFKA_PASSWORD | its password (secret) | |

@@ -146,7 +146,7 @@ def log_is_away(exc: BaseException, what: str, *, retryable: bool = True) -> Tra
     hint = ""
     if isinstance(exc, errors.TopicAuthorizationFailedError | errors.ClusterAuthorizationFailedError):
         hint = "; this user may not write there: ask for WRITE and DESCRIBE on the topics"
-    elif isinstance(exc, errors.AuthenticationFailedError | errors.SaslAuthenticationFailedError):
+    elif isinstance(exc, errors.SaslAuthenticationFailedError):
         hint = "; check RUNSTREAM_KAFKA_USERNAME, _PASSWORD and _SASL_MECHANISM"
     elif isinstance(exc, errors.UnknownTopicOrPartitionError):
         hint = "; `runstream migrate` creates the topics"

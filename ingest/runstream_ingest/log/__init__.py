@@ -8,13 +8,15 @@ from typing import Protocol
 
 from runstream_schemas.names import Stream
 
+from ..errors import IngestError
+
 __all__ = ["EventLog", "LogError", "LogRecord", "Positions", "Unreadable"]
 
 Positions = Mapping[tuple[Stream, int], int]
 """(stream, partition) -> next offset to read. A committed offset is always the next one."""
 
 
-class LogError(RuntimeError):
+class LogError(IngestError):
     """The log is not what it was, or cannot be used at all: stop loudly, a person must look. Never transient.
 
     A broker that is merely away is no error: `poll` returns nothing until it is back.
