@@ -55,9 +55,9 @@ class Unreadable:
 class EventLog(Protocol):
     """Tails the log on behalf of one worker. Called by one thread.
 
-    The worker's round: `poll`; then `lost` (drop what is unfinished there); then, if `assigned` is not empty, `start` with
-    the store's positions of those partitions (where the store cannot be asked, try again in the next round: the other
-    partitions go on).
+    The worker's round: `poll`; then `lost` (drop what is unfinished there); then, if `assigned` is not empty, `start`
+    with the store's positions of those partitions (where the store cannot be asked, try again in the next round: the
+    other partitions go on).
     """
 
     def assigned(self) -> frozenset[tuple[Stream, int]]:

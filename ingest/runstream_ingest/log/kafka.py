@@ -8,22 +8,25 @@ steps over what cannot be read and says so, decides every start position itself,
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from runstream_schemas.kafka_address import KafkaAddress, KafkaSecurity
-from runstream_schemas.names import SCHEMA_HEADER, STREAMS, Stream, topic
+from runstream_schemas.names import SCHEMA_HEADER, STREAMS, Stream, consumer_group, topic
 
+from ..errors import SettingsError
 from . import LogError, LogRecord, Positions, Unreadable
-from .kafka_topics import TopicWatch
+from .kafka_dead_letters import KafkaDeadLetters
+from .kafka_watch import TopicWatch
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer
     from kafka.structs import TopicPartition
 
-__all__ = ["KafkaLog"]
+__all__ = ["KafkaLog", "open_kafka"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +37,25 @@ _MAX_POLL_RECORDS: Final = 20_000
 _FETCH_BYTES: Final = 8 * 1024 * 1024
 
 Place = tuple[Stream, int]
+
+
+def open_kafka(
+    address: KafkaAddress, database: str, environment: Mapping[str, str] | None = None
+) -> tuple[KafkaLog, KafkaDeadLetters]:
+    """The log and the dead letters of the workers that fill `database`; both connect when first used.
+
+    Args:
+        environment: where the RUNSTREAM_KAFKA_* settings are; the process's own if None.
+
+    Raises:
+        SettingsError: one of them is wrong; names it.
+    """
+    try:
+        security = KafkaSecurity.from_environment(os.environ if environment is None else environment)
+        log = KafkaLog(address, consumer_group(address.prefix, database), security)
+        return log, KafkaDeadLetters(address, security)
+    except ValueError as exc:
+        raise SettingsError(str(exc)) from exc
 
 
 class KafkaLog:
@@ -278,9 +300,9 @@ class KafkaLog:
             highest = max(stored or 0, offset or 0 if stored is not None else 0)
             if highest > end:
                 raise LogError(
-                    f"{partition.topic} partition {partition.partition} ends at {end}, but was read up to {highest}: it "
-                    "is not the log that filled this store (recreated, truncated, or another cluster). Start a new store "
-                    "with `runstream rebuild`, or another database and so another consumer group"
+                    f"{partition.topic} partition {partition.partition} ends at {end}, but was read up to {highest}: "
+                    "it is not the log that filled this store (recreated, truncated, or another cluster). Start a new "
+                    "store with `runstream rebuild`, or another database and so another consumer group"
                 )
             if stored is None:
                 start = begin
@@ -450,4 +472,6 @@ def _is_transient(exc: BaseException) -> bool:
         OSError,
     )
     # A corrupt record counts as retriable there, but asking again gives the same.
-    return isinstance(exc, transient) and not isinstance(exc, errors.CorruptRecordError)
+    return (isinstance(exc, transient) or bool(getattr(exc, "retriable", False))) and not isinstance(
+        exc, errors.CorruptRecordError
+    )
