@@ -23,7 +23,7 @@ from .errors import InvalidInputError
 from .events import EventWriter, writer_for
 from .process_end import ProcessEnd
 from .reading import existing
-from .recorder import Report
+from .recorder import Report, close_all
 from .run import ActiveRun
 from .run_name import name_for
 from .source import BackgroundCapture, capture
@@ -65,7 +65,7 @@ class Tracker:
         self._deleted: set[str] = set()
         self._background = BackgroundCapture()
         self._ticket = 0
-        self._end = ProcessEnd(self.end_all, self._settle)
+        self._end = ProcessEnd(self.end_all, self._settle, close_all)
         self.system_metrics: bool | None = None
         """Whether runs sample system metrics; None: as the environment says."""
         self.system_metrics_settings = SystemMetricsSettings()
@@ -285,7 +285,7 @@ class Tracker:
         writer, source = writer_for(settings), capture()
         if earlier is not None:
             # The same start again, so that it does not matter which of the two a reader takes for the first.
-            info = replace(earlier.info, status=RunStatus.RUNNING, end_time=None)
+            info = replace(earlier.info, status=RunStatus.RUNNING.value, end_time=None)
             stored = info.artifact_uri
             relative = f"{info.experiment_id}/{info.run_id}/artifacts"
             if not settings.artifact_root and stored.endswith(f"/artifacts/{relative}"):
@@ -300,7 +300,7 @@ class Tracker:
                 experiment_id=target.experiment_id,
                 run_name=tags.get("mlflow.runName") or name_for(identifier),
                 user_id=source.user,
-                status=RunStatus.RUNNING,
+                status=RunStatus.RUNNING.value,
                 start_time=identity.now_ms(),
                 end_time=None,
                 artifact_uri=full_artifact_uri(settings, stored),
@@ -316,7 +316,7 @@ class Tracker:
                     tags["mlflow.parentRunId"] = parent
         writer.start_run(info, stored)
         if owns_status:
-            writer.update_run(info.run_id, status=RunStatus.RUNNING)
+            writer.update_run(info.run_id, status=RunStatus.RUNNING.value)
         if tags:
             writer.set_tags(info.run_id, tags)
         writer.recorder.open_run(info.run_id)

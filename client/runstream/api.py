@@ -130,7 +130,7 @@ def rename_experiment(experiment_id: str, new_name: str) -> None:
 
 def set_experiment_tag(key: str, value: Any) -> None:
     """Set a tag of the active experiment."""
-    set_experiment_tags({key: value})
+    set_experiment_tags({check_key("experiment tag key", key): value})
 
 
 def set_experiment_tags(tags: Mapping[str, Any]) -> None:

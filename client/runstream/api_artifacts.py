@@ -12,7 +12,7 @@ from typing import Any
 
 from .active import tracker
 from .client import Client
-from .errors import ArtifactError, InvalidInputError, MissingExtraError
+from .errors import InvalidInputError, MissingExtraError, NotFoundError
 from .run_artifacts import RunArtifacts
 from .validation import check_run_id
 
@@ -117,7 +117,7 @@ def load_table(
             frame[column] = run_id if column == "run_id" else _column(client, run_id, column)
         frames.append(frame)
     if not frames:
-        raise ArtifactError(f"no run has the table {artifact_file!r}")
+        raise NotFoundError(f"no run has the table {artifact_file!r}")
     return pandas.concat(frames, ignore_index=True)
 
 

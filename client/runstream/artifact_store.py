@@ -17,7 +17,7 @@ from typing import IO, Any, Final, TypeVar
 from .artifact_path import artifact_path, is_temporary, temporary_name
 from .artifact_retry import RetryPolicy, is_transient
 from .entities import FileInfo
-from .errors import ArtifactError, InvalidInputError, MissingExtraError, RunstreamError
+from .errors import ArtifactError, InvalidInputError, MissingExtraError, NotFoundError, RunstreamError
 
 __all__ = ["ArtifactStore", "Uploaded", "local_path_of", "open_store"]
 
@@ -131,7 +131,8 @@ class ArtifactStore:
         """Download `path` to the file `target`, which appears only when it is whole. Blocks; retries.
 
         Raises:
-            ArtifactError: there is no such file, or it could not be read whole.
+            NotFoundError: there is no such file.
+            ArtifactError: it could not be read whole.
         """
 
         def once() -> Uploaded:
@@ -258,6 +259,8 @@ class ArtifactStore:
             return self._retry.call(f"{what} at {self.uri}", operation)
         except RunstreamError:
             raise
+        except FileNotFoundError as exc:
+            raise NotFoundError(f"{what} at {self.uri} failed: there is no such file or bucket") from exc
         except Exception as exc:
             raise ArtifactError(f"{what} at {self.uri} failed: {_reason(exc)}", retryable=is_transient(exc)) from exc
 
@@ -341,8 +344,6 @@ def _remove_local(place: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file or bucket"
     if isinstance(error, PermissionError):
         return f"permission refused ({error}): check the credentials and the access rights of this process"
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):

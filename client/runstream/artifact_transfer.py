@@ -19,7 +19,7 @@ from typing import Final
 
 from .artifact_path import artifact_path, local_target
 from .artifact_store import CHUNK_BYTES, ArtifactStore, Uploaded
-from .errors import ArtifactError, InvalidInputError
+from .errors import InvalidInputError, NotFoundError
 
 __all__ = ["Progress", "ProgressCallback", "download_tree", "files_below", "upload_files"]
 
@@ -126,12 +126,13 @@ def download_tree(store: ArtifactStore, path: str, folder: Path, *, progress: Pr
     """Download the file or tree at `path` ("" for everything) below `folder`; the local path of it.
 
     Raises:
-        ArtifactError: nothing lies there, or a file could not be read whole.
+        NotFoundError: nothing lies there.
+        ArtifactError: a file could not be read whole.
         InvalidInputError: a remote name would leave `folder`.
     """
     found = list(store.walk(path))
     if not found and path:
-        raise ArtifactError(f"there is no artifact {path!r} at {store.uri}: list what is there with list_artifacts()")
+        raise NotFoundError(f"there is no artifact {path!r} at {store.uri}: list what is there with list_artifacts()")
     targets = [(local_target(folder, info.path), info.path) for info in found]
     folder.mkdir(parents=True, exist_ok=True)
     meter = _Meter("download", len(found), sum(info.file_size or 0 for info in found), progress)

@@ -140,7 +140,8 @@ class Client(ArtifactCalls):
 
     def set_experiment_tag(self, experiment_id: str, key: str, value: Any) -> None:
         """Set a tag of an experiment."""
-        self._writer.tag_experiment(check_experiment_id(experiment_id), {key: value})
+        name = check_key("experiment tag key", key)
+        self._writer.tag_experiment(check_experiment_id(experiment_id), {name: value})
 
     def delete_experiment_tag(self, experiment_id: str, key: str) -> None:
         """Delete a tag of an experiment; a missing one is no error."""
@@ -176,7 +177,7 @@ class Client(ArtifactCalls):
             experiment_id=identifier,
             run_name=name,
             user_id=checked.get("mlflow.user", source.user),
-            status=RunStatus.RUNNING,
+            status=RunStatus.RUNNING.value,
             start_time=started_at,
             end_time=None,
             artifact_uri=full_artifact_uri(self._settings, stored),
@@ -186,7 +187,7 @@ class Client(ArtifactCalls):
             source_version=source.version,
         )
         self._writer.start_run(info, stored)
-        self._writer.update_run(run_id, status=RunStatus.RUNNING)
+        self._writer.update_run(run_id, status=RunStatus.RUNNING.value)
         self._writer.set_tags(run_id, checked)
         self._writer.recorder.open_run(run_id)
         self._artifacts[run_id] = RunArtifacts(self._writer, run_id, info.artifact_uri)
@@ -272,12 +273,12 @@ class Client(ArtifactCalls):
 
     def log_param(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> Any:
         """Log a param; returns `value`. Another value for a key that this process knows is an error."""
-        self._writer.log_params(check_run_id(run_id), {key: value})
+        self._writer.log_params(check_run_id(run_id), {check_key("param key", key): value})
         return value
 
     def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> None:
         """Set a tag."""
-        self._writer.set_tags(check_run_id(run_id), {key: value})
+        self._writer.set_tags(check_run_id(run_id), {check_key("tag key", key): value})
 
     def delete_tag(self, run_id: str, key: str) -> None:
         """Delete a tag; a missing one is no error."""

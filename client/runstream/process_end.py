@@ -43,13 +43,17 @@ class _Exit(SystemExit):
 class ProcessEnd:
     """Watches while runs are open, and puts every hook back when none is."""
 
-    def __init__(self, end_runs: Callable[[str], None], settle: Callable[[float], None]) -> None:
+    def __init__(
+        self, end_runs: Callable[[str], None], settle: Callable[[float], None], deliver: Callable[[float], None]
+    ) -> None:
         """
         Args:
             end_runs: ends every open run of this process with the status given; does not block on the network.
-            settle: waits, at most the seconds given, until what is under way has reached the log.
+            settle: waits, at most the seconds given, for facts of the runs that are still being found out.
+            deliver: waits, at most the seconds given, until everything is in the log. Only SIGTERM needs it: the
+                recorder itself delivers at interpreter exit.
         """
-        self._end_runs, self._settle = end_runs, settle
+        self._end_runs, self._settle, self._deliver = end_runs, settle, deliver
         self._registered = self._hooked = False
         self._status = "FINISHED"
         self._exits: list[tuple[weakref.ref[_Exit], Any]] = []
@@ -163,7 +167,8 @@ class ProcessEnd:
 
     def _end_for_signal(self) -> None:
         self._end_runs("KILLED")
-        self._settle(SIGNAL_SECONDS / 2)
+        self._settle(SIGNAL_SECONDS / 5)
+        self._deliver(SIGNAL_SECONDS / 2)
 
 
 def _interactive() -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast
 
 from .config import Settings
 from .entities import Experiment, Metric, PagedList, Run, ViewType
-from .errors import MissingExtraError, SettingsError, UnavailableError
+from .errors import MissingExtraError, RunstreamError, UnavailableError
 
 __all__ = ["Format", "Reader", "close_readers", "existing", "reader_for", "runs_frame"]
 
@@ -86,11 +86,13 @@ def reader_for(settings: Settings) -> Reader:
     with _lock:
         reader = _readers.get(settings.tracking_uri)
         if reader is None:
+            from importlib.util import find_spec
+
             try:
                 import runstream_query
             except ImportError as exc:
                 raise MissingExtraError("reading", "server") from exc
-            if not hasattr(runstream_query, "open_reader"):
+            if any(find_spec(package) is None for package in ("clickhouse_connect", "lark")):
                 raise MissingExtraError("reading", "server")
             reader = _readers[settings.tracking_uri] = cast(Reader, runstream_query.open_reader(settings))
         return reader
@@ -112,8 +114,13 @@ def existing(settings: Settings, what: str, read: Callable[[Reader], T]) -> T | 
         NotFoundError: it is known that there is no such thing.
     """
     try:
-        return read(reader_for(settings))
-    except (MissingExtraError, SettingsError) as exc:
+        reader = reader_for(settings)
+    except RunstreamError as exc:  # not installed, or the address names no store
+        _LOG.debug("%s is not checked: %s", what, exc)
+        return None
+    try:
+        return read(reader)
+    except MissingExtraError as exc:
         _LOG.debug("%s is not checked: %s", what, exc)
     except UnavailableError as exc:
         _LOG.warning("%s could not be checked, going on without: %s", what, exc)

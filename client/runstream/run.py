@@ -16,7 +16,7 @@ from .errors import InvalidInputError
 from .events import EventWriter
 from .process_end import status_of_exception
 from .system_metrics import SystemMetrics
-from .validation import check_status, check_tags, check_text, check_time_ms
+from .validation import check_key, check_status, check_tags, check_text, check_time_ms
 
 if TYPE_CHECKING:
     from .run_artifacts import RunArtifacts
@@ -103,7 +103,7 @@ class ActiveRun:
 
     def log_param(self, key: str, value: Any) -> Any:
         """Log a param; returns `value`. Another value for a key that is known is an error."""
-        self._writer.log_params(self._info.run_id, {key: value})
+        self._writer.log_params(self._info.run_id, {check_key("param key", key): value})
         return value
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ class ActiveRun:
 
     def set_tag(self, key: str, value: Any) -> None:
         """Set one tag."""
-        self.set_tags({key: value})
+        self.set_tags({check_key("tag key", key): value})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set several tags, all or none."""

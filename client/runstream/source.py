@@ -99,7 +99,7 @@ def installed_packages() -> str:
                 version = rest.split("-py")[0]
                 if version:
                     found.setdefault(name.lower().replace("_", "-"), version)
-    return clean_text("\n".join(f"{name}=={found[name]}" for name in sorted(found)), MAX_TAG_VALUE_CHARS)
+    return clean_text("\n".join(sorted(f"{name}=={version}" for name, version in found.items())), MAX_TAG_VALUE_CHARS)
 
 
 def in_notebook() -> bool:

@@ -61,9 +61,7 @@ def test_metrics_params_and_tags_reach_the_log(recorded: Recording) -> None:
     assert recorded.metric(run.info.run_id, "plain")[0].step == 0
 
 
-@pytest.mark.parametrize(
-    "value", [1, True, 0.5, Decimal("0.5"), np.float32(0.5), np.int64(3), np.array(2.0)], ids=repr
-)
+@pytest.mark.parametrize("value", [1, True, 0.5, Decimal("0.5"), np.float32(0.5), np.int64(3), np.array(2.0)], ids=repr)
 def test_numbers_of_every_kind_are_metric_values(recorded: Recording, value: Any) -> None:
     """Python, numpy and decimal numbers are stored as floats."""
     with runstream.start_run() as run:
@@ -174,7 +172,8 @@ def test_artifact_locations_of_experiments(recorded: Recording, tmp_path: Path) 
     runstream.set_experiment("located")
     with runstream.start_run() as run:
         runstream.log_text("x", "a.txt")
-        assert runstream.get_artifact_uri("a.txt") == f"{(tmp_path / 'here').as_uri()}/{run.info.run_id}/artifacts/a.txt"
+        root = (tmp_path / "here").as_uri()
+        assert runstream.get_artifact_uri("a.txt") == f"{root}/{run.info.run_id}/artifacts/a.txt"
     assert (tmp_path / "here" / run.info.run_id / "artifacts" / "a.txt").read_text() == "x"
     (created,) = [fields for name, fields in recorded.events if name == "experiment_created"]
     assert (created["experiment_id"], created["artifact_uri"]) == (made, (tmp_path / "here").as_uri())

@@ -1,4 +1,4 @@
-"""One file at a time: whole or not at all, checked, retried; the same on a local folder and on an fsspec file system."""
+"""One file at a time: whole or not at all, checked, retried; the same on local folders and fsspec file systems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from runstream.artifact_retry import RetryPolicy, is_transient
 from runstream.artifact_store import ArtifactStore, local_path_of, open_store
 from runstream.entities import FileInfo
-from runstream.errors import ArtifactError, InvalidInputError, RunstreamError
+from runstream.errors import ArtifactError, InvalidInputError, NotFoundError, RunstreamError
 
 NO_WAIT = RetryPolicy(attempts=4, sleep=lambda seconds: None)
 
@@ -85,9 +85,9 @@ def test_delete_removes_files_and_trees(store: ArtifactStore) -> None:
 
 def test_a_missing_file_is_an_error_that_names_it(store: ArtifactStore, tmp_path: Path) -> None:
     """Reading what is not there says so, and leaves nothing behind."""
-    with pytest.raises(ArtifactError, match=r"nothing\.bin.*no such file"):
+    with pytest.raises(NotFoundError, match=r"nothing\.bin.*no such file"):
         store.get("nothing.bin", tmp_path / "out" / "x")
-    with pytest.raises(ArtifactError, match=r"nothing\.bin"):
+    with pytest.raises(NotFoundError, match=r"nothing\.bin"):
         store.read("nothing.bin")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -280,7 +280,7 @@ def test_a_file_uri_of_another_host_is_refused() -> None:
 def test_missing_packages_name_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """gs:// without its package says what to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RunstreamError, match=r'pip install "runstream\[gcs\]"'):
+    with pytest.raises(RunstreamError, match=r"pip install 'runstream\[gcs\]'"):
         open_store("gs://bucket/x")
 
 

@@ -13,7 +13,7 @@ import pytest
 from runstream.artifact_retry import RetryPolicy
 from runstream.artifact_store import ArtifactStore, Uploaded, open_store
 from runstream.artifact_transfer import PARALLEL_FILES, Progress, download_tree, files_below, upload_files
-from runstream.errors import ArtifactError, InvalidInputError
+from runstream.errors import ArtifactError, InvalidInputError, NotFoundError
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_tree_goes_up_and_comes_back(tree: Path, store: ArtifactStore, tmp_pat
 
 def test_a_missing_tree_is_an_error(store: ArtifactStore, tmp_path: Path) -> None:
     """Downloading what is not there says so; an empty run downloads to an empty folder."""
-    with pytest.raises(ArtifactError, match="'nothing'"):
+    with pytest.raises(NotFoundError, match="'nothing'"):
         download_tree(store, "nothing", tmp_path / "back")
     assert list(download_tree(store, "", tmp_path / "back").iterdir()) == []
 

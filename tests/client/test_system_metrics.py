@@ -141,9 +141,7 @@ def test_a_forked_child_samples_nothing_and_stops_at_once() -> None:
     assert len(log.points) == 1
 
 
-@pytest.mark.parametrize(
-    "settings", [{"interval_seconds": 0}, {"interval_seconds": -1}, {"samples_before_logging": 0}]
-)
+@pytest.mark.parametrize("settings", [{"interval_seconds": 0}, {"interval_seconds": -1}, {"samples_before_logging": 0}])
 def test_settings_are_checked(settings: dict[str, int]) -> None:
     """Intervals and counts must be positive."""
     with pytest.raises(ValueError, match=next(iter(settings))):
