@@ -1,7 +1,7 @@
 """Metric histories: raw, exact and in order; or downsampled for charts, in the store.
 
 Raw reads collapse points that a client sent twice (LIMIT 1 BY over the sorting key). Downsampling reads `points` as
-they lie: a point that is there twice until a merge changes no extreme and no triangle, and a mean by nothing that shows.
+they lie: a point that is there twice until a merge changes no extreme and no triangle, and a mean by next to nothing.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def points(
     first_step: int | None = None,
     last_step: int | None = None,
 ) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """(run id, key) -> at most `count` pairs (step, value) that keep the curve's shape (largest triangle three buckets).
+    """(run id, key) -> at most `count` pairs (step, value) that keep the curve's shape: largest triangle three buckets.
 
     Points that are no number are left out.
     """

@@ -12,6 +12,7 @@ from runstream_schemas.names import CONTROL, STREAMS, Stream
 
 from . import artifacts, history, records, user_sql
 from .errors import ExperimentNotFound, InvalidQuery, RunNotFound
+from .facts import Facts, KnownFacts
 from .search import token
 from .search.experiments import ExperimentQuery, compile_experiments
 from .search.parse import EXPERIMENTS, RUNS, parse_filter, parse_order
@@ -40,6 +41,7 @@ class Reader:
         self._store = store
         self._log = log
         self._visibility = visibility
+        self._facts = KnownFacts(store)
         _readers.add(self)
 
     # -- runs
@@ -54,10 +56,10 @@ class Reader:
         page_token: str | None = None,
     ) -> PagedList[Run]:
         """One page of runs with latest metrics, params, tags and inputs; `token` of the list asks for the next."""
-        ids, following = self.search_run_ids(
-            experiment_ids, filter_string, run_view_type, max_results, order_by, page_token
+        ids, following, facts = self._search_runs(
+            experiment_ids, filter_string, run_view_type, max_results, order_by, page_token, None
         )
-        return PagedList(records.fetch_runs(self._store, ids), following)
+        return PagedList(records.fetch_runs(self._store, ids, facts), following)
 
     def search_run_ids(
         self,
@@ -70,6 +72,20 @@ class Reader:
         patience: Patience | None = None,
     ) -> tuple[list[str], str | None]:
         """The ids of one page of runs, in order, and the next page's token."""
+        return self._search_runs(
+            experiment_ids, filter_string, run_view_type, max_results, order_by, page_token, patience
+        )[:2]
+
+    def _search_runs(
+        self,
+        experiment_ids: Sequence[str],
+        filter_string: str,
+        run_view_type: ViewType,
+        max_results: int,
+        order_by: Sequence[str] | None,
+        page_token: str | None,
+        patience: Patience | None,
+    ) -> tuple[list[str], str | None, Facts]:
         experiments = _strings(experiment_ids, "experiment_ids")
         limit = _max_results(max_results)
         view = _view(run_view_type)
@@ -83,20 +99,20 @@ class Reader:
             int(view),
         )
 
-        def compiled(after: token.Values | None) -> RunQuery:
-            return compile_runs(experiments, tree, orders, view, limit=limit + 1, after=after)
+        def compiled(facts: Facts, after: token.Values | None) -> RunQuery:
+            return compile_runs(experiments, tree, orders, view, limit=limit + 1, facts=facts, after=after)
 
-        after = None if not page_token else token.decode(page_token, search, compiled(None).sort)
+        after = None if not page_token else token.decode(page_token, search, compiled(Facts(), None).sort)
         if not experiments:
-            return [], None
-        self._visibility.wait(STREAMS, patience)
-        return self._page(compiled(after), search, limit)
+            return [], None, Facts()
+        facts = self._facts.at(self._visibility.wait(STREAMS, patience))
+        rows, following = self._page(compiled(facts, after), search, limit)
+        return [row[0] for row in rows], following, facts
 
     def get_run(self, run_id: str) -> Run:
         """One run, deleted ones too."""
         (wanted,) = _strings([run_id], "run_id")
-        self._visibility.wait()
-        found = records.fetch_runs(self._store, [wanted])
+        found = records.fetch_runs(self._store, [wanted], self._facts.at(self._visibility.wait()))
         if not found:
             raise RunNotFound(wanted)
         return found[0]
@@ -104,8 +120,7 @@ class Reader:
     def get_runs(self, run_ids: Sequence[str]) -> list[Run]:
         """The runs of `run_ids` that exist, in that order."""
         wanted = _strings(run_ids, "run_ids")
-        self._visibility.wait()
-        return records.fetch_runs(self._store, wanted)
+        return records.fetch_runs(self._store, wanted, self._facts.at(self._visibility.wait()))
 
     # -- experiments
 
@@ -116,21 +131,9 @@ class Reader:
         filter_string: str = "",
         order_by: Sequence[str] | None = None,
         page_token: str | None = None,
+        patience: Patience | None = None,
     ) -> PagedList[Experiment]:
         """One page of experiments; the newest first where no order is given."""
-        ids, following = self.search_experiment_ids(view_type, max_results, filter_string, order_by, page_token)
-        return PagedList(records.fetch_experiments(self._store, ids), following)
-
-    def search_experiment_ids(
-        self,
-        view_type: ViewType = ViewType.ACTIVE_ONLY,
-        max_results: int = 1000,
-        filter_string: str = "",
-        order_by: Sequence[str] | None = None,
-        page_token: str | None = None,
-        patience: Patience | None = None,
-    ) -> tuple[list[str], str | None]:
-        """The ids of one page of experiments, in order, and the next page's token."""
         limit = _max_results(max_results)
         view = _view(view_type)
         tree = parse_filter(_filter(filter_string), EXPERIMENTS)
@@ -144,28 +147,23 @@ class Reader:
 
         after = None if not page_token else token.decode(page_token, search, compiled(None).sort)
         self._visibility.wait((CONTROL,), patience)
-        return self._page(compiled(after), search, limit)
+        rows, following = self._page(compiled(after), search, limit)
+        return PagedList([records.experiment(row[: -len(compiled(None).sort.columns)]) for row in rows], following)
 
     def get_experiment(self, experiment_id: str) -> Experiment:
         """One experiment, deleted ones too."""
         (wanted,) = _strings([experiment_id], "experiment_id")
         self._visibility.wait((CONTROL,))
-        found = records.fetch_experiments(self._store, [wanted])
-        if not found:
+        found = records.fetch_experiment(self._store, "experiment_id", wanted)
+        if found is None:
             raise ExperimentNotFound(wanted)
-        return found[0]
+        return found
 
     def get_experiment_by_name(self, name: str) -> Experiment | None:
         """The experiment of that name, an active one before a deleted one; None if there is none."""
         (wanted,) = _strings([name], "name")
         self._visibility.wait((CONTROL,))
-        rows = self._store.rows(
-            "SELECT experiment_id FROM experiments WHERE name = {name:String} "
-            "ORDER BY lifecycle_stage = 'deleted', updated_at DESC, experiment_id LIMIT 1",
-            {"name": wanted},
-        )
-        found = records.fetch_experiments(self._store, [rows[0][0]]) if rows else []
-        return found[0] if found else None
+        return records.fetch_experiment(self._store, "name", wanted)
 
     # -- metrics
 
@@ -280,15 +278,16 @@ class Reader:
         if close is not None:
             close()
 
-    def _page(self, query: RunQuery | ExperimentQuery, search: str, limit: int) -> tuple[list[str], str | None]:
+    def _page(
+        self, query: RunQuery | ExperimentQuery, search: str, limit: int
+    ) -> tuple[list[tuple[Any, ...]], str | None]:
         rows = self._store.rows(query.sql, query.parameters)
-        following = None
-        if len(rows) > limit:
-            rows = rows[:limit]
-            kinds = [column.kind for column in query.sort.columns]
-            last = [kind(value) for kind, value in zip(kinds, rows[-1][1:], strict=True)]
-            following = token.encode(search, last)
-        return [row[0] for row in rows], following
+        if len(rows) <= limit:
+            return rows, None
+        rows = rows[:limit]
+        kinds = [column.kind for column in query.sort.columns]
+        last = [kind(value) for kind, value in zip(kinds, rows[-1][-len(kinds) :], strict=True)]
+        return rows, token.encode(search, last)
 
     def _after_fork_in_child(self) -> None:
         self._store.after_fork_in_child()

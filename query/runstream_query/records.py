@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from runstream.entities import (
     Dataset,
@@ -18,41 +18,22 @@ from runstream.entities import (
 )
 from runstream_schemas.limits import LOST_AFTER_SECONDS
 
+from .facts import Facts
 from .store import Store
 
-__all__ = ["fetch_experiments", "fetch_runs", "id_chunks"]
+__all__ = ["EXPERIMENT_COLUMNS", "experiment", "fetch_experiment", "fetch_runs", "id_chunks"]
 
 CHUNK_RUNS: Final = 500
 CHUNK_CHARS: Final = 20_000
 """Bounds of the ids of one statement: they stand in its text four times, in hexadecimal."""
 _CONTEXT_TAG: Final = "mlflow.data.context"
 
-# The view `runs` for known ids: PREWHERE reads the wide columns of these runs' rows alone. FINAL stands in a subquery,
-# with whole tuples (see 0003_views.sql).
-_INFO: Final = f"""
-SELECT
-    f.run_id AS run_id, f.start.experiment_id AS experiment_id,
-    if(f.name.version > 0, f.name.name, f.start.name) AS name, f.start.user AS user,
-    if(f.status.version > 0, f.status.status, 'RUNNING') AS run_status,
-    f.start.started_at AS started_at,
-    if(f.status.version = 0 OR run_status IN ('RUNNING', 'SCHEDULED'), -1, f.status.ended_at) AS ended_at,
-    if(f.start.artifact_uri LIKE '%://%', f.start.artifact_uri,
-        concat((SELECT value FROM settings FINAL WHERE name = 'artifact_root'), '/', f.start.artifact_uri)) AS uri,
-    if(if(x.stage_version > f.lifecycle.version, x.stage, f.lifecycle.stage) = 'deleted', 'deleted', 'active') AS stage,
-    f.heartbeat_at AS heartbeat_at,
-    run_status = 'RUNNING' AND f.heartbeat_at < toUnixTimestamp64Milli(now64(3)) - {LOST_AFTER_SECONDS * 1000} AS lost,
-    f.start.parent_run_id AS parent_run_id, f.start.source_name AS source_name, f.start.source_type AS source_type,
-    f.start.source_version AS source_version
-FROM (SELECT * FROM run_facts FINAL PREWHERE run_id IN {{ids:Array(String)}}) AS f
-LEFT JOIN
-(
-    SELECT
-        experiment_id, s.lifecycle.stage = 'deleted' AND s.last_start.version > s.lifecycle.version AS restored,
-        if(restored, 'active', s.lifecycle.stage) AS stage,
-        if(restored, s.last_start.version, s.lifecycle.version) AS stage_version
-    FROM (SELECT experiment_id, lifecycle, last_start FROM experiment_facts FINAL) AS s
-) AS x ON x.experiment_id = f.start.experiment_id
-WHERE f.start.inverse_version > 0 AND f.run_id NOT IN (SELECT run_id FROM purged_runs)"""
+# FINAL stands in front of whole tuples (see 0003_views.sql); PREWHERE reads the wide columns of these rows alone. What
+# the view `runs` joins is joined here, from `Facts`.
+_INFO: Final = """
+SELECT run_id, start, status, name, lifecycle, heartbeat_at, toUnixTimestamp64Milli(now64(3)) AS now
+FROM run_facts FINAL PREWHERE run_id IN {ids:Array(String)}"""
+_NOT_PURGED: Final = "\nWHERE run_id NOT IN (SELECT run_id FROM purged_runs)"
 
 _DATA: Final = """
 SELECT 'm' AS kind, toString(run_id) AS run_id, toString(key) AS key, '' AS text,
@@ -70,35 +51,42 @@ SELECT 'i', run_id, name, toJSONString((digest, latest.source_type, latest.sourc
     latest.context, latest.tags)), latest.time_ms
 FROM (SELECT run_id, name, digest, latest FROM input_facts FINAL PREWHERE run_id IN {ids:Array(String)})"""
 
-_EXPERIMENTS: Final = """
-SELECT experiment_id, name, artifact_uri, lifecycle_stage, tags, toUnixTimestamp64Milli(created_at),
-    toUnixTimestamp64Milli(updated_at)
-FROM experiments WHERE experiment_id IN {ids:Array(String)}"""
+EXPERIMENT_COLUMNS: Final = (
+    "r.experiment_id, r.name, r.artifact_uri, r.lifecycle_stage, r.tags, toUnixTimestamp64Milli(r.created_at), "
+    "toUnixTimestamp64Milli(r.updated_at)"
+)
+"""What `experiment` takes, from the view `experiments` as `r`."""
 
 
-def fetch_runs(store: Store, run_ids: Sequence[str]) -> list[Run]:
+def fetch_runs(store: Store, run_ids: Sequence[str], facts: Facts) -> list[Run]:
     """The runs of `run_ids` that exist, in that order, with latest metrics, params, tags and inputs."""
-    return [run for chunk in id_chunks(run_ids) for run in _fetch(store, chunk)]
+    return [run for chunk in id_chunks(run_ids) for run in _fetch(store, chunk, facts)]
 
 
-def fetch_experiments(store: Store, experiment_ids: Sequence[str]) -> list[Experiment]:
-    """The experiments of `experiment_ids` that exist, in that order."""
-    found: dict[str, Experiment] = {}
-    for chunk in id_chunks(experiment_ids):
-        for experiment_id, name, uri, stage, tags, created, updated in store.rows(_EXPERIMENTS, {"ids": chunk}):
-            found[experiment_id] = Experiment(experiment_id, name, uri, stage, dict(tags), int(created), int(updated))
-    return [found[experiment_id] for experiment_id in experiment_ids if experiment_id in found]
+def experiment(row: Sequence[Any]) -> Experiment:
+    """The experiment of a row of `EXPERIMENT_COLUMNS`."""
+    experiment_id, name, uri, stage, tags, created, updated = row
+    return Experiment(experiment_id, name, uri, stage, dict(tags), int(created), int(updated))
 
 
-def _fetch(store: Store, ids: Sequence[str]) -> list[Run]:
-    infos = {row[0]: _info(row) for row in store.rows(_INFO, {"ids": ids})}
+def fetch_experiment(store: Store, column: Literal["experiment_id", "name"], value: str) -> Experiment | None:
+    """The experiment with that id or name, an active one before a deleted one."""
+    rows = store.rows(
+        f"SELECT {EXPERIMENT_COLUMNS} FROM experiments AS r WHERE r.{column} = {{value:String}} "
+        "ORDER BY r.lifecycle_stage = 'deleted', r.updated_at DESC, r.experiment_id LIMIT 1",
+        {"value": value},
+    )
+    return experiment(rows[0]) if rows else None
+
+
+def _fetch(store: Store, ids: Sequence[str], facts: Facts) -> list[Run]:
+    rows = store.rows(_INFO + (_NOT_PURGED if facts.any_purged else ""), {"ids": ids})
+    infos = {row[0]: _info(row, facts) for row in rows if row[1]["inverse_version"]}
     if not infos:
         return []
     data: dict[str, dict[str, dict[str, Any]]] = {run_id: {"m": {}, "p": {}, "t": {}} for run_id in infos}
     inputs: dict[str, list[tuple[float, str, DatasetInput]]] = {}
     for kind, run_id, key, text, number in store.rows(_DATA, {"ids": list(infos)}):
-        if run_id not in data:
-            continue
         if kind == "i":
             inputs.setdefault(run_id, []).append((number, key, _input(key, text)))
         else:
@@ -114,24 +102,26 @@ def _fetch(store: Store, ids: Sequence[str]) -> list[Run]:
     ]
 
 
-def _info(row: Sequence[Any]) -> RunInfo:
-    (run_id, experiment_id, name, user, status, started, ended, uri, stage, heartbeat, lost, parent, *source) = row
+def _info(row: Sequence[Any], facts: Facts) -> RunInfo:
+    run_id, start, status, name, lifecycle, heartbeat, now = row
+    state = status["status"] if status["version"] else "RUNNING"
+    ended = status["ended_at"] if status["version"] and state not in ("RUNNING", "SCHEDULED") else -1
     return RunInfo(
         run_id=run_id,
-        experiment_id=experiment_id,
-        run_name=name,
-        user_id=user,
-        status=status,
-        start_time=int(started),
+        experiment_id=start["experiment_id"],
+        run_name=name["name"] if name["version"] else start["name"],
+        user_id=start["user"],
+        status=state,
+        start_time=int(start["started_at"]),
         end_time=int(ended) if ended >= 0 else None,
-        artifact_uri=uri,
-        lifecycle_stage=stage,
+        artifact_uri=facts.uri(start["artifact_uri"]),
+        lifecycle_stage=facts.stage(start["experiment_id"], lifecycle["stage"], lifecycle["version"]),
         heartbeat_time=int(heartbeat) or None,
-        lost=bool(lost),
-        parent_run_id=parent or None,
-        source_name=source[0],
-        source_type=source[1],
-        source_version=source[2],
+        lost=state == "RUNNING" and heartbeat < now - LOST_AFTER_SECONDS * 1000,
+        parent_run_id=start["parent_run_id"] or None,
+        source_name=start["source_name"],
+        source_type=start["source_type"],
+        source_version=start["source_version"],
     )
 
 

@@ -329,6 +329,7 @@ def _message(text: str) -> str:
     """The store's message without the driver's frame and the engine's version."""
     found = re.search(r"DB::(?:\w*Exception): (.*)", text, re.DOTALL)
     text = found[1] if found else text
+    text = re.sub(r"\s*\(for url [^)]*\)\s*\Z", "", text)
     return re.sub(r"\s*\(version [^)]*\)\s*\.?\s*\Z", "", text).strip()[:2_000]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from runstream.config import Settings
 from runstream.transport import Positions, TransportError
-from runstream_schemas.names import STREAMS, Stream
+from runstream_schemas.names import CONTROL, STREAMS, Stream
 
 from .errors import QueryTimeout, StoreUnavailable
 from .store import Store
@@ -73,8 +73,11 @@ class Visibility:
         self._seen: dict[tuple[Stream, int], int] = {}
         self._seen_on = -1
 
-    def wait(self, streams: Sequence[Stream] = STREAMS, patience: Patience | None = None) -> None:
+    def wait(self, streams: Sequence[Stream] = STREAMS, patience: Patience | None = None) -> Hashable:
         """Return once everything logged before the call is in the store.
+
+        Returns:
+            a mark: as long as it stays the same, nothing but metrics was logged, and the store is the same.
 
         Raises:
             QueryTimeout: it took too long; says how far ingest is.
@@ -85,7 +88,7 @@ class Visibility:
         ends = self._log.positions(streams, patience.stall_seconds)
         missing = self._missing(ends)
         if not missing:
-            return
+            return self._mark(ends)
         pause, shown = _FIRST_POLL_SECONDS, False
         progressed_at, before = time.monotonic(), -1
         while True:
@@ -106,11 +109,15 @@ class Visibility:
             pause = min(pause * 1.5, _LAST_POLL_SECONDS)
         if shown:
             _show_done()
+        return self._mark(ends)
 
     def after_fork_in_child(self) -> None:
         """The parent's lock may have been held at the fork."""
         self._lock = threading.Lock()
         self._seen = {}
+
+    def _mark(self, ends: Positions) -> Hashable:
+        return self._store.connections, frozenset(item for item in ends.items() if item[0][0] == CONTROL)
 
     def _missing(self, ends: Positions) -> Mapping[tuple[Stream, int], int]:
         with self._lock:

@@ -8,6 +8,7 @@ from typing import Final
 
 from runstream.entities import ViewType
 
+from ..records import EXPERIMENT_COLUMNS
 from ..store import Parameter
 from .parse import EXPERIMENTS, Order
 from .sql import Column, Parameters, Sort, compare_number, compare_text, seek
@@ -27,7 +28,7 @@ _ATTRIBUTES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ExperimentQuery:
-    """A SELECT whose rows are an experiment id and the sort columns."""
+    """A SELECT whose rows are `EXPERIMENT_COLUMNS` and the sort columns."""
 
     sql: str
     parameters: dict[str, Parameter]
@@ -51,7 +52,7 @@ def compile_experiments(
     if after is not None:
         conditions.append(seek(sort, after, parameters))
     sql = (
-        f"SELECT r.experiment_id AS experiment_id, {sort.select()}\nFROM experiments AS r\n"
+        f"SELECT {EXPERIMENT_COLUMNS}, {sort.select()}\nFROM experiments AS r\n"
         f"WHERE {' AND '.join(conditions)}\nORDER BY {sort.order_by()}\nLIMIT {int(limit)}"
     )
     return ExperimentQuery(sql, parameters.values, sort)

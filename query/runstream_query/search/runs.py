@@ -13,6 +13,7 @@ from typing import Final
 from runstream.entities import ViewType
 from runstream_schemas.limits import LOST_AFTER_SECONDS
 
+from ..facts import Facts
 from ..store import Parameter
 from .parse import RUNS, Order
 from .sql import Column, Parameters, Sort, compare_number, compare_text, seek
@@ -36,7 +37,6 @@ _DATASETS: Final = (
     "SELECT run_id FROM (SELECT run_id, name, digest, latest.context AS context "
     "FROM (SELECT run_id, name, digest, latest FROM input_facts FINAL))"
 )
-_ARTIFACT_ROOT: Final = "(SELECT value FROM settings FINAL WHERE name = 'artifact_root')"
 
 _START: Final = {
     "experiment_id": "argMax(start.experiment_id, start.inverse_version)",
@@ -74,18 +74,20 @@ def compile_runs(
     view: ViewType,
     *,
     limit: int,
+    facts: Facts,
     after: Sequence[int | float | str] | None = None,
 ) -> RunQuery:
     """The SELECT of up to `limit` run ids, in order, behind the row with the sort values `after`."""
-    return _Compiler(experiment_ids, view).compile(tree, orders, limit, after)
+    return _Compiler(experiment_ids, view, facts).compile(tree, orders, limit, after)
 
 
 class _Compiler:
-    def __init__(self, experiment_ids: Sequence[str], view: ViewType) -> None:
+    def __init__(self, experiment_ids: Sequence[str], view: ViewType, facts: Facts) -> None:
         self._parameters = Parameters()
         self._experiments = self._parameters.add(list(experiment_ids))
         self._view = view
-        self._needs_lifecycle = view is not ViewType.ALL
+        self._facts = facts
+        self._needs_lifecycle = view is not ViewType.ALL and facts.any_lifecycle
         self._columns: dict[str, str] = {"experiment_id": _START["experiment_id"], "start_time": _START["start_time"]}
         self._joins: dict[tuple[str, str], _Join] = {}
 
@@ -96,15 +98,18 @@ class _Compiler:
         sort = self._sort(orders)
         if after is not None:
             conditions.append(seek(sort, after, self._parameters))
-        conditions.append("r.run_id NOT IN (SELECT run_id FROM purged_runs)")
-        if self._view is not ViewType.ALL:
+        if self._facts.any_purged:
+            conditions.append("r.run_id NOT IN (SELECT run_id FROM purged_runs)")
+        if self._view is ViewType.DELETED_ONLY and not self._facts.any_lifecycle:
+            conditions.append("0")
+        elif self._view is not ViewType.ALL and self._needs_lifecycle:
             sign = "!=" if self._view is ViewType.ACTIVE_ONLY else "="
             conditions.append(f"if(x.stage_version > l.stage_version, x.stage, l.stage) {sign} 'deleted'")
         lines = [f"SELECT r.run_id AS run_id, {sort.select()}", f"FROM ({self._base()}) AS r"]
         lines += [join.sql(name) for name, join in zip(self._names(), self._joins.values(), strict=True)]
         if self._needs_lifecycle:
             lines += [self._lifecycle()]
-        lines += [f"WHERE {' AND '.join(conditions)}", f"ORDER BY {sort.order_by()}", f"LIMIT {int(limit)}"]
+        lines += [f"WHERE {' AND '.join(conditions) or '1'}", f"ORDER BY {sort.order_by()}", f"LIMIT {int(limit)}"]
         return RunQuery("\n".join(lines), self._parameters.values, sort)
 
     def _base(self) -> str:
@@ -227,8 +232,13 @@ class _Compiler:
             return ended, f"({ended} >= 0 AND {self._column('status')} NOT IN ('RUNNING', 'SCHEDULED'))"
         if key == "artifact_uri":
             uri = self._column("relative_uri")
-            return f"if({uri} LIKE '%://%', {uri}, concat({_ARTIFACT_ROOT}, '/', {uri}))", "1"
+            return (
+                f"if({uri} LIKE '%://%', {uri}, concat({self._parameters.add(self._facts.artifact_root)}, '/', {uri}))",
+                "1",
+            )
         if key == "lifecycle_stage":
+            if not self._facts.any_lifecycle:
+                return "'active'", "1"
             self._needs_lifecycle = True
             return "if(if(x.stage_version > l.stage_version, x.stage, l.stage) = 'deleted', 'deleted', 'active')", "1"
         expression = self._column(key)

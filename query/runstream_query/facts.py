@@ -1,0 +1,87 @@
+"""What is true of the store as a whole, and rare: deletions, purges, the artifact root. Read once per state of the log.
+
+Most stores hold no deleted experiment and no purged run. Knowing that takes three joins out of every other statement,
+each of which costs milliseconds to plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from .store import Store
+
+__all__ = ["Facts", "KnownFacts"]
+
+_FACTS: Final = """
+SELECT 'root' AS kind, '' AS id, value AS text, toUInt128(0) AS version FROM settings FINAL WHERE name = 'artifact_root'
+UNION ALL
+SELECT 'purged', '', '', 0 FROM (SELECT 1 FROM purged_runs LIMIT 1)
+UNION ALL
+SELECT 'lifecycle', '', '', 0 FROM (SELECT 1 FROM run_facts WHERE lifecycle.version > 0 LIMIT 1)
+UNION ALL
+SELECT 'experiment', experiment_id, if(restored, 'active', f.lifecycle.stage),
+    if(restored, f.last_start.version, f.lifecycle.version)
+FROM
+(
+    SELECT experiment_id, max(lifecycle) AS lifecycle, max(last_start) AS last_start,
+        lifecycle.stage = 'deleted' AND last_start.version > lifecycle.version AS restored
+    FROM experiment_facts
+    WHERE experiment_id IN (SELECT experiment_id FROM experiment_facts WHERE lifecycle.version > 0)
+    GROUP BY experiment_id
+) AS f"""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Rare facts about everything."""
+
+    artifact_root: str = ""
+    """URL below which relative artifact URIs lie."""
+    any_purged: bool = False
+    """Some run was purged: run ids must be held against `purged_runs`."""
+    any_run_lifecycle: bool = False
+    """Some run was deleted or restored on its own."""
+    experiments: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """(stage, version) of every experiment that was ever deleted."""
+
+    @property
+    def any_lifecycle(self) -> bool:
+        """Some run may be deleted, by itself or with its experiment."""
+        return self.any_run_lifecycle or bool(self.experiments)
+
+    def stage(self, experiment_id: str, run_stage: str, run_version: int) -> str:
+        """`active` or `deleted`: the newest of run and experiment lifecycle wins."""
+        stage, version = self.experiments.get(experiment_id, ("", 0))
+        return "deleted" if (stage if version > run_version else run_stage) == "deleted" else "active"
+
+    def uri(self, stored: str) -> str:
+        """A stored artifact URI as a full one."""
+        return stored if "://" in stored else f"{self.artifact_root}/{stored}"
+
+
+class KnownFacts:
+    """Remembers the facts of one state of the log. Any thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: tuple[Hashable, Facts] | None = None
+
+    def at(self, mark: Hashable) -> Facts:
+        """The facts, read after the state of the log that `mark` names became visible."""
+        known = self._known
+        if known is not None and known[0] == mark:
+            return known[1]
+        root, purged, lifecycle = "", False, False
+        experiments: dict[str, tuple[str, int]] = {}
+        for kind, each, text, version in self._store.rows(_FACTS):
+            if kind == "root":
+                root = text
+            elif kind == "experiment":
+                experiments[each] = (text, int(version))
+            else:
+                purged, lifecycle = purged or kind == "purged", lifecycle or kind == "lifecycle"
+        facts = Facts(root, purged, lifecycle, experiments)
+        self._known = (mark, facts)
+        return facts
