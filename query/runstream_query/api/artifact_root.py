@@ -1,0 +1,95 @@
+"""Where the server's artifacts lie, and the addresses clients are given for them.
+
+Artifacts below the root are told to clients as `mlflow-artifacts:/<path>`, so that an unmodified MLflow client reads
+and writes them through this server; everything else keeps its own address and is the client's business. Paths from
+clients are cleaned here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from .errors import invalid
+
+PROXY_SCHEME: Final = "mlflow-artifacts:/"
+MAX_PATH_CHARS: Final = 1_000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_DRIVE = re.compile(r"[a-zA-Z]:")
+
+
+def clean_path(path: str) -> str:
+    """`path` in normal form, relative and inside its root; "" for the root itself.
+
+    Raises:
+        ApiError: it is absolute, climbs with `..` (also percent-encoded, at any depth), has a scheme, a drive, a
+            backslash, a fragment or a control character, or is too long.
+    """
+    decoded = path
+    for _ in range(10):
+        further = unquote(decoded)
+        if further == decoded:
+            break
+        decoded = further
+    else:
+        raise invalid("Invalid path")
+    for candidate in (path, decoded):
+        if (
+            len(candidate) > MAX_PATH_CHARS
+            or _CONTROL.search(candidate)
+            or "\\" in candidate
+            or "#" in candidate
+            or candidate.startswith(("/", "~"))
+            or ".." in candidate.split("/")
+            or _DRIVE.match(candidate)
+            or "://" in candidate
+            or candidate.lower().startswith("file:")
+        ):
+            raise invalid("Invalid path")
+    normal = posixpath.normpath(path)
+    return "" if normal == "." else normal
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRoot:
+    """The root under which this server keeps artifacts, and whether it serves them."""
+
+    url: str
+    """A folder or any fsspec URL, without a slash at the end."""
+    served: bool = True
+
+    def _relative(self, uri: str) -> str | None:
+        for prefix in self._prefixes():
+            if uri.startswith(prefix + "/"):
+                return uri[len(prefix) + 1 :]
+        return None
+
+    def _prefixes(self) -> tuple[str, ...]:
+        bare = self.url.removeprefix("file://")
+        return (bare, f"file://{bare}") if bare.startswith("/") else (self.url,)
+
+    def present(self, uri: str) -> str:
+        """The address of `uri` (from a view) that clients are told."""
+        relative = self._relative(uri) if self.served else None
+        return uri if relative is None else PROXY_SCHEME + relative
+
+    def stored(self, uri: str) -> str:
+        """The address of a presented `uri` as events carry it: relative to the root where it lies below it."""
+        if uri.startswith(PROXY_SCHEME):
+            return uri.removeprefix(PROXY_SCHEME).lstrip("/")
+        relative = self._relative(uri)
+        return uri if relative is None else relative
+
+    def path_of(self, uri: str) -> str | None:
+        """Where a presented address lies below the root; None if it is not ours to serve."""
+        if uri.startswith(PROXY_SCHEME):
+            relative = urlsplit(uri).path.lstrip("/")
+        else:
+            found = self._relative(uri)
+            if found is None:
+                return None
+            relative = found
+        return clean_path(relative)

@@ -1,0 +1,121 @@
+"""What is known of runs and experiments, and the two seams that handlers stand on: reading and appending."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from runstream.transport import Event
+from runstream_schemas.names import STREAMS, Stream
+
+Row = Sequence[Any]
+
+
+class Reading(Protocol):
+    """Reads from the store. Each first waits until the log's end, as it stood at the call, is visible. Blocks."""
+
+    def rows(self, sql: str, parameters: Mapping[str, Any], wait: Sequence[Stream] = STREAMS) -> Sequence[Row]:
+        """The rows of one SELECT over the public views."""
+        ...
+
+    def json_rows(self, sql: str, parameters: Mapping[str, Any], wait: Sequence[Stream] = STREAMS) -> bytes:
+        """The rows of one SELECT as a JSON array of objects, written by the store; NaN is the string "nan"."""
+        ...
+
+    def search_runs(
+        self,
+        experiment_ids: Sequence[str],
+        filter_string: str,
+        view_type: int,
+        max_results: int,
+        order_by: Sequence[str],
+        page_token: str | None,
+    ) -> tuple[list[str], str | None]:
+        """The ids of one page of runs, in order, and the next page's token."""
+        ...
+
+    def search_experiments(
+        self, filter_string: str, view_type: int, max_results: int, order_by: Sequence[str], page_token: str | None
+    ) -> tuple[list[str], str | None]:
+        """The ids of one page of experiments, in order, and the next page's token."""
+        ...
+
+
+class Appending(Protocol):
+    """Where events go."""
+
+    async def append(self, events: Sequence[Event]) -> object:
+        """Wait until the events are durable in the log."""
+        ...
+
+
+@dataclass(slots=True)
+class RunState:
+    """What is known of one run, kept current by this server's own writes."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    user: str
+    status: str
+    start_time: int
+    end_time: int | None
+    artifact_uri: str
+    """As clients are told: `mlflow-artifacts:/...` where this server serves it."""
+    lifecycle_stage: str
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    read_at: float = field(default_factory=time.monotonic)
+    generation: int = 0
+    """Counts this server's writes, so that an older reading does not undo them."""
+    refreshing: bool = False
+
+    def info(self) -> dict[str, Any]:
+        """MLflow's RunInfo."""
+        info: dict[str, Any] = {
+            "run_uuid": self.run_id,
+            "run_id": self.run_id,
+            "run_name": self.name,
+            "experiment_id": self.experiment_id,
+            "user_id": self.user,
+            "status": self.status,
+            "start_time": self.start_time,
+            "artifact_uri": self.artifact_uri,
+            "lifecycle_stage": self.lifecycle_stage,
+        }
+        if self.end_time:
+            info["end_time"] = self.end_time
+        return info
+
+
+@dataclass(slots=True)
+class ExperimentState:
+    """What is known of one experiment."""
+
+    experiment_id: str
+    name: str
+    artifact_location: str
+    """As clients are told."""
+    lifecycle_stage: str
+    creation_time: int
+    last_update_time: int
+    tags: dict[str, str] = field(default_factory=dict)
+    read_at: float = field(default_factory=time.monotonic)
+
+    def message(self) -> dict[str, Any]:
+        """MLflow's Experiment."""
+        found: dict[str, Any] = {
+            "experiment_id": self.experiment_id,
+            "name": self.name,
+            "artifact_location": self.artifact_location,
+            "lifecycle_stage": self.lifecycle_stage,
+        }
+        if self.last_update_time:
+            found["last_update_time"] = self.last_update_time
+        if self.creation_time:
+            found["creation_time"] = self.creation_time
+        if self.tags:
+            found["tags"] = [{"key": key, "value": value} for key, value in self.tags.items()]
+        return found

@@ -1,0 +1,87 @@
+"""The server's connections to the world, opened for one set of settings: log, store, artifacts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from runstream.addresses import artifact_root
+from runstream.config import Settings
+from runstream.delivery import open_transport
+from runstream.errors import RunstreamError, SettingsError
+from runstream.transport import Transport, TransportError
+from runstream_query.api.artifact_root import ArtifactRoot
+
+from .reading import StoreReading, open_reading
+from .settings import ServerSettings
+
+logger = logging.getLogger("runstream.server")
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything that must be closed again."""
+
+    transport: Transport
+    reading: StoreReading
+    artifacts: ArtifactRoot
+    spool_folder: Path | None
+
+    def warm(self) -> None:
+        """Bring the store up, so that the first request does not wait for it; trouble is told and left to requests."""
+        try:
+            self.reading.rows("SELECT 1", {}, ())
+        except Exception as exc:
+            logger.warning("the store does not answer yet: %s", exc)
+
+    def problems(self) -> list[str]:
+        """What keeps the server from serving now, for people. Blocks."""
+        found = []
+        try:
+            self.transport.end_positions(2.0)
+        except (TransportError, OSError) as exc:
+            found.append(f"event log: {exc}")
+        try:
+            self.reading.rows("SELECT 1", {}, ())
+        except RunstreamError as exc:
+            found.append(f"store: {exc}")
+        return found
+
+    def close(self) -> None:
+        """Close the store's connection; the transport is closed by its appender."""
+        self.reading.close()
+
+
+def client_settings(settings: ServerSettings) -> Settings:
+    """The addresses, from the command line or RUNSTREAM_* variables.
+
+    Raises:
+        SettingsError: the tracking address is itself a server.
+    """
+    found = Settings.from_environment(tracking_uri=settings.tracking_uri)
+    if found.scheme == "http":
+        raise SettingsError(
+            f"{found.tracking_uri} is a server itself: give `runstream server` a data directory or kafka://host:9092/PREFIX"
+        )
+    return found
+
+
+def open_parts(settings: ServerSettings) -> Parts:
+    """Open the connections; the store is reached for at the first read."""
+    addresses = client_settings(settings)
+    root = artifact_root(addresses)
+    spool: Path | None = None
+    directory = addresses.data_directory
+    if directory is not None:
+        directory.artifacts.mkdir(parents=True, exist_ok=True)
+
+    return Parts(
+        transport=open_transport(addresses),
+        reading=open_reading(addresses),
+        artifacts=ArtifactRoot(root.rstrip("/"), served=settings.serve_artifacts),
+        spool_folder=spool,
+    )
+
+
+__all__ = ["Parts", "client_settings", "open_parts"]
