@@ -17,7 +17,7 @@ PYTEST_ARGS ?=
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
 
-demo: $(VENV)/.demo ## Train 12 models in parallel and query what they logged (KAFKA=1: through a real broker)
+demo: $(VENV)/.demo ## Train 10 models in parallel and query what they logged (KAFKA=1: through a real broker)
 	@if [ -n "$(KAFKA)" ]; then $(BIN)/python deploy/local/kafka_demo.py; else $(BIN)/python -m runstream demo; fi
 
 demo-kafka: ## The same through a real Kafka broker and worker, all stopped afterwards (needs Java and Maven)

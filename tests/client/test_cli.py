@@ -401,7 +401,7 @@ def test_interrupt_ends_quietly(cli: Cli) -> None:
         tail.send_signal(signal.SIGINT)
         _, errors = tail.communicate(timeout=30)
         training.kill()
-    assert (tail.returncode, errors) == (130, "")
+    assert (tail.returncode, errors.strip()) == (130, "")
 
 
 def test_close_lost_ends_runs_whose_process_is_gone(cli: Cli, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ _COMMANDS: Final = {
     "sync": "sync:sync",
     "gc": "gc:gc",
     "doctor": "doctor:doctor",
+    "server": "server:server",
+    "ui": "server:ui",
     "migrate": "migrate:migrate",
     "ingest": "ingest:ingest",
     "dead-letters": "dead_letters:dead_letters",
@@ -62,6 +64,12 @@ def run(arguments: Sequence[str]) -> int:
         _silence_stdout()
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
+        _silence_stdout()
+        return ExitCode.BROKEN_PIPE
+    except SystemExit as exc:
+        # click makes one of a broken pipe, with a code that says nothing.
+        if not isinstance(exc.__context__, BrokenPipeError):
+            raise
         _silence_stdout()
         return ExitCode.BROKEN_PIPE
     except Exception as exc:

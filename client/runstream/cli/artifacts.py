@@ -64,12 +64,14 @@ def download(context: click.Context, run: str, path: str, folder: Path) -> None:
     """Download the file or folder PATH of RUN; all of its artifacts if PATH is left out."""
     session = session_of(context)
     run_id = session.run_id(run)
+    if path and next(iter(session.client.artifacts_of(run_id).store.walk(path)), None) is None:
+        raise Failure(
+            f"run {run_id} has no artifact {path!r}; `runstream artifacts list` shows what it has", ExitCode.NOT_FOUND
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with _moving(session, f"downloading {path or 'all artifacts'}") as progress:
         written = Path(session.client.download_artifacts(run_id, path, folder, progress=progress))
     files = [written] if written.is_file() else sorted(each for each in written.rglob("*") if each.is_file())
-    if not files and path:
-        raise Failure(f"run {run_id} has no artifact {path!r}", ExitCode.NOT_FOUND)
     total = sum(each.stat().st_size for each in files)
     count = f"{len(files)} file{'' if len(files) == 1 else 's'}"
     session.output.done(

@@ -12,12 +12,12 @@ __all__ = ["demo"]
 
 @click.command(cls=Command)
 @click.option(
-    "--processes", type=click.IntRange(1, 64), default=12, show_default=True, help="Training processes at once."
+    "--processes", type=click.IntRange(1, 64), default=10, show_default=True, help="Training processes at once."
 )
 @click.option("--no-hints", is_flag=True, help="Leave out what to try next.")
 @click.pass_context
 def demo(context: click.Context, processes: int, no_hints: bool) -> None:
-    """Train 12 scikit-learn models in parallel, then query what they logged (about half a minute)."""
+    """Train 10 scikit-learn models in parallel, then query what they logged (about half a minute)."""
     session = session_of(context)
     with need("demo"):
         import matplotlib  # noqa: F401

@@ -25,7 +25,6 @@ LEFT JOIN (
 WHERE {stage:String} = 'all' OR e.lifecycle_stage = {stage:String}
 ORDER BY r.last_started DESC NULLS LAST, e.name
 LIMIT {limit:UInt32}
-SETTINGS join_use_nulls = 1
 """
 
 

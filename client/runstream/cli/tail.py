@@ -66,10 +66,10 @@ def tail(
         time.sleep(interval)
     if session.output.json:
         session.output.line({"run_id": run_id, "status": status})
-    else:
-        session.output.note(f"{name or run_id}: {status} after {duration(seconds)}")
+    sentence = f"{name or run_id}: {status} after {duration(seconds)}"
     if ended and not no_follow and status != "FINISHED":
-        raise Failure(f"run {run_id} ended as {status}", _ENDED.get(status, ExitCode.FAILED))
+        raise Failure(sentence, _ENDED.get(status, ExitCode.FAILED))
+    session.output.note(sentence)
 
 
 class _Follower:

@@ -23,7 +23,8 @@ __all__ = ["Report"]
 
 _BEST: Final = 5
 _ORDER: Final = ["metrics.final_accuracy DESC", "metrics.val_loss ASC"]
-_SQL: Final = """SELECT r.run_id, r.name, r.experiment_name, a.value AS accuracy, l.value AS val_loss
+_SQL: Final = """SELECT r.run_id AS run_id, r.name AS name, r.experiment_name AS experiment,
+    a.value AS accuracy, l.value AS val_loss
 FROM runs AS r
 JOIN latest_metrics AS a ON a.run_id = r.run_id AND a.key = 'final_accuracy'
 JOIN latest_metrics AS l ON l.run_id = r.run_id AND l.key = 'val_loss'
@@ -140,7 +141,7 @@ class Report:
 
     def _best_by_sql(self) -> list[Row]:
         rows = self._session.sql(_SQL.format(mark=self._mark, limit=_BEST))
-        return [(row["name"], row["experiment_name"], row["accuracy"], row["val_loss"], row["run_id"]) for row in rows]
+        return [(row["name"], row["experiment"], row["accuracy"], row["val_loss"], row["run_id"]) for row in rows]
 
     def _curve(self, best: Row) -> None:
         name, _, _, _, run_id = best
