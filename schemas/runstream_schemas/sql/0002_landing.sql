@@ -58,7 +58,7 @@ SELECT
             sortable - 9223372036854775809)),
         toUInt8(sortable = 9223372036854775809)
     ) AS last,
-    min(value) AS min, max(value) AS max
+    min(value + 0.0) AS min, max(value + 0.0) AS max  -- + 0.0: which of -0.0 and 0.0 is met first must not show
 FROM
 (
     SELECT run_id, key, key_hash, value,
