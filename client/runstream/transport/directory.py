@@ -111,6 +111,7 @@ class _Stream:
         """Of the last segment: all of it whole frames, as long as the lock is held."""
         self._unsynced = False
         self._new_entry = False
+        self._looked_at = 0.0
 
     def append(self, data: bytes) -> int:
         """Write whole frames; the stream offset behind them. On an error the file is as it was before."""
@@ -188,7 +189,7 @@ class _Stream:
 
     def _open_lock(self) -> None:
         if self._lock_fd >= 0:
-            if os.fstat(self._lock_fd).st_nlink:
+            if os.fstat(self._lock_fd).st_nlink and not self._has_moved():
                 return
             self.close()
         if self._was_there and not self._data.is_dir():
@@ -197,6 +198,19 @@ class _Stream:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock_fd = os.open(self._folder / "lock", _FILE, 0o666)
         self._was_there = True
+
+    def _has_moved(self) -> bool:
+        """Whether our open lock is no longer the one at its path: looked at once a second."""
+        now = time.monotonic()
+        if now - self._looked_at < 1.0:
+            return False
+        self._looked_at = now
+        try:
+            there = os.stat(self._folder / "lock")
+        except FileNotFoundError:
+            return True
+        ours = os.fstat(self._lock_fd)
+        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
     def _find_end(self, *, repair: bool) -> None:
         """Set `_fd`, `_base` and `_size` to the last segment and its whole frames. Under the lock."""
