@@ -116,7 +116,7 @@ def test_a_rebuild_gives_the_same_answers_and_keeps_the_old(
         rebuild(reopen(log), dict.fromkeys(PLACES, 0), lambda: ends(log), store, fresh, settings=FAST)
     assert ("run0", "junk") in store.rows("SELECT run_id, key FROM metrics")
     fresh.execute(f"DROP DATABASE {fresh.database}")
-    fresh.execute(f"CREATE DATABASE {fresh.database}")
+    store.execute(f"CREATE DATABASE {fresh.database}")
     report = rebuild(
         reopen(log), dict.fromkeys(PLACES, 0), lambda: ends(log), store, fresh, settings=FAST, accept_differences=True
     )
