@@ -180,7 +180,7 @@ def _image_path(key: str, step: int | None, timestamp: int | None) -> str:
     if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
         raise InvalidTypeError(f"step must be an int, not {type(step).__name__}")
     moment = identity.now_ms() if timestamp is None else check_time_ms("timestamp", timestamp)
-    name = re.sub(r"[^\w\-. ]", "~", key.replace("/", "#"))
+    name = re.sub(r"[^\w\-. #]", "~", key.replace("/", "#"))
     return f"images/{name}+step+{step or 0}+timestamp+{moment}+{os.urandom(4).hex()}.png"
 
 
