@@ -25,6 +25,7 @@ from xml.sax.saxutils import escape
 from runstream_schemas.names import DATABASE
 
 from .errors import EngineMissing, EngineQueryError, EngineRefused
+from .links import repair_links
 
 __all__ = ["Engine", "EngineSettings", "Inserter", "Role", "Session", "quote_name", "quote_text"]
 
@@ -257,6 +258,7 @@ class Engine:
         try:
             files = directory / "files"
             files.mkdir(parents=True, exist_ok=True)
+            repair_links(files)
             config = self._write_config()
         except OSError as exc:
             raise EngineRefused(f"cannot write in {directory}: {exc.strerror}") from exc

@@ -91,8 +91,8 @@ class LocalIngest:
         trouble = self._failure or (worker.trouble() if worker is not None else None)
         return {
             "state": state,
-            "positions": {f"{stream}/{partition}": at for (stream, partition), at in positions.items()},
-            "end": {f"{stream}/{partition}": at for (stream, partition), at in ends.items()},
+            "positions": {f"{stream}/{part}": positions.get((stream, part), 0) for stream, part in ends},
+            "end": {f"{stream}/{part}": at for (stream, part), at in ends.items()},
             "trouble": trouble,
         }
 

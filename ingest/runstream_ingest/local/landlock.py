@@ -51,16 +51,17 @@ class _PathBeneath(ctypes.Structure):
 
 
 def program_paths() -> list[Path]:
-    """What Python and its libraries read: the installation, our packages, system libraries, time zones, devices.
+    """What Python and its libraries read: the installation, `sys.path`, system libraries, time zones, devices.
 
-    The current directory and other entries of `sys.path` that hold none of these are left out: they may be anyone's.
+    The current directory is left out though Python puts it on `sys.path`: it may hold anything.
     """
     paths = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.exec_prefix)}
     paths |= {Path(path) for path in sysconfig.get_paths().values()}
     for name in ("runstream_ingest", "runstream_schemas"):
         package = sys.modules.get(name)
         paths |= {Path(path) for path in getattr(package, "__path__", ())}
-    paths |= {Path(path) for path in sys.path if path and Path(path).name in ("site-packages", "dist-packages")}
+    here = Path.cwd()
+    paths |= {Path(path) for path in sys.path if path and Path(path) != here}
     system = (
         "/lib /lib64 /usr/lib /usr/lib64 /usr/local/lib /usr/share/zoneinfo /etc/ld.so.cache /etc/localtime /sys "
         "/etc/timezone /dev/null /dev/zero /dev/urandom /dev/random /proc/cpuinfo /proc/meminfo /proc/stat /proc/sys "

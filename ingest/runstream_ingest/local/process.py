@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -25,6 +26,7 @@ from typing import Final
 
 from runstream_schemas.layout import DataDirectory
 
+from ..errors import IngestError
 from . import landlock
 from .errors import EngineRefused, LocalStoreError, PortTaken
 from .ownership import Ownership
@@ -58,26 +60,28 @@ def serve(
     Returns:
         The exit code, see the module. Errors are told in one sentence; their details go to db/server.log.
     """
-    say = say or _say
     directory = DataDirectory(data_directory.absolute())
-    try:
-        with Ownership.take(directory) as ownership:
-            handler = _log_to(directory.server_log)
-            try:
-                return _serve(directory, ownership, idle_exit_seconds or None, port, say)
-            except LocalStoreError:
-                logger.exception("cannot go on")
-                raise
-            except Exception as exc:
-                logger.exception("cannot go on")
-                say(f"runstream: the local store process failed: {exc} (details in {directory.server_log})")
-                return 1
-            finally:
-                logging.getLogger().removeHandler(handler)
-                handler.close()
-    except LocalStoreError as exc:
-        say(f"runstream: {exc}")
-        return exc.exit_code
+    with _Voice(say) as voice:
+        try:
+            with Ownership.take(directory) as ownership:
+                handler = voice.log_to(directory.server_log)
+                try:
+                    return _serve(directory, ownership, idle_exit_seconds or None, port, voice.say)
+                except LocalStoreError:
+                    raise
+                except IngestError as exc:
+                    # Of the database (migrations) or the store: its message is for a person.
+                    raise EngineRefused(str(exc)) from exc
+                except Exception as exc:
+                    logger.exception("cannot go on")
+                    voice.say(f"runstream: the local store process failed: {exc} (see {directory.server_log})")
+                    return 1
+                finally:
+                    logging.getLogger().removeHandler(handler)
+                    handler.close()
+        except LocalStoreError as exc:
+            voice.say(f"runstream: {exc}")
+            return exc.exit_code
 
 
 def _serve(
@@ -164,20 +168,54 @@ def _stop_on_signals(stop: Callable[[], None]) -> Callable[[], None]:
     return undo
 
 
-def _log_to(path: Path) -> logging.Handler:
-    try:
-        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-            path.replace(path.with_name(f"{path.name}.1"))
-        handler: logging.Handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError:
-        handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    if root.level in (logging.NOTSET, logging.WARNING):
-        root.setLevel(logging.INFO)
-    return handler
+class _Voice:
+    """Two ways out: `say` for a person, db/server.log for everything else, the engine's own remarks included.
 
+    The engine writes to the file descriptors 1 and 2; from `log_to` on these are the log, and `say` keeps the terminal.
+    """
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    def __init__(self, say: Callable[[str], None] | None) -> None:
+        self._say = say
+        self._kept: list[tuple[int, int]] = []
+
+    def say(self, line: str) -> None:
+        """One line for a person."""
+        if self._say is not None:
+            self._say(line)
+            return
+        terminal = next((copy for number, copy in self._kept if number == 2), 2)
+        with contextlib.suppress(OSError):  # nobody listens any more
+            os.write(terminal, f"{line}\n".encode())
+
+    def log_to(self, path: Path) -> logging.Handler:
+        """Send the process's log, standard output and standard error to `path`."""
+        handler: logging.Handler
+        try:
+            if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+                path.replace(path.with_name(f"{path.name}.1"))
+            handler = logging.FileHandler(path, encoding="utf-8")
+            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        except OSError:
+            handler = logging.StreamHandler(sys.stderr)
+        else:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number in (1, 2):
+                self._kept.append((number, os.dup(number)))
+                os.dup2(file, number)
+            os.close(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        root.addHandler(handler)
+        if root.level in (logging.NOTSET, logging.WARNING):
+            root.setLevel(logging.INFO)
+        return handler
+
+    def __enter__(self) -> _Voice:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._kept:
+            number, copy = self._kept.pop()
+            os.dup2(copy, number)
+            os.close(copy)
