@@ -2,8 +2,8 @@
 
 A victim logs points from several threads, dict calls and params, and notes each call that has returned in a shared
 page. It is killed; what it left is recovered as any other process would; then the log must hold every noted call
-exactly once (the same record sent again under its old identity is one: the store absorbs it), with its value, and nothing else
-but the one call a thread may have been in.
+exactly once, with its value, and nothing else but the one call that a thread may have been in. (The same record sent
+again under its old identity counts as one: the store absorbs it.)
 
     python bench/kill_journal.py [--kills 200] [--seed 1]
 """
