@@ -22,12 +22,10 @@ from .entities import Run, RunInfo, RunStatus
 from .errors import InvalidInputError
 from .events import EventWriter, writer_for
 from .process_end import ProcessEnd
-from .reading import existing
 from .recorder import Report, close_all
 from .run import ActiveRun
 from .run_name import name_for
 from .source import BackgroundCapture, capture
-from .system_metrics import SystemMetrics, SystemMetricsSettings
 from .validation import check_experiment_id, check_experiment_name, check_run_id, check_run_name, check_tags, check_text
 
 __all__ = ["Target", "Tracker", "tracker"]
@@ -68,7 +66,8 @@ class Tracker:
         self._end = ProcessEnd(self.end_all, self._settle, close_all)
         self.system_metrics: bool | None = None
         """Whether runs sample system metrics; None: as the environment says."""
-        self.system_metrics_settings = SystemMetricsSettings()
+        self.system_metrics_changes: dict[str, Any] = {}
+        """Fields of `SystemMetricsSettings` that calls have set; they go before the environment's."""
 
     def set_tracking_uri(self, uri: str | os.PathLike[str] | None) -> None:
         """Where later runs log to; None: back to the environment's address. Open runs stay where they are."""
@@ -81,16 +80,19 @@ class Tracker:
         """Whether `set_tracking_uri` is in force."""
         return self._uri is not None
 
-    def change_system_metrics(self, changes: Mapping[str, Any]) -> None:
-        """Change how later runs sample.
+    def change_system_metrics(self, field: str, value: Any) -> None:
+        """Change how later runs sample; None: back to the environment's setting or the default.
 
         Raises:
-            InvalidInputError: a value does not fit.
+            InvalidInputError: the value does not fit.
         """
-        try:
-            self.system_metrics_settings = replace(self.system_metrics_settings, **changes)
-        except (ValueError, TypeError) as exc:
-            raise InvalidInputError(f"system metrics: {exc}") from exc
+        from .system_metrics import settings_from_environment
+
+        changes = {key: each for key, each in self.system_metrics_changes.items() if key != field}
+        if value is not None:
+            changes[field] = value
+        settings_from_environment(changes)
+        self.system_metrics_changes = changes
 
     def flush(self, timeout_seconds: float) -> Report:
         """Flush the address in force and those of open runs; the first incomplete report, or else the last."""
@@ -162,6 +164,8 @@ class Tracker:
             return Target(text, identity.DEFAULT_EXPERIMENT_NAME)
         known = self._targets.get((settings.tracking_uri, text))
         if known is None:
+            from .reading import existing
+
             found = existing(settings, f"experiment {text}", lambda reader: reader.get_experiment(text))
             known = Target(text, found.name if found else "")
             self.know(settings, known)
@@ -267,6 +271,8 @@ class Tracker:
         ours = last is not None and last.info.run_id == run_id and run_id not in self._deleted
         if last is not None and ours and last._writer.settings.tracking_uri == settings.tracking_uri:
             return last.to_entity()
+        from .reading import existing
+
         found = existing(settings, f"run {run_id}", lambda reader: reader.get_run(run_id))
         if found is not None and found.info.lifecycle_stage == "deleted":
             raise InvalidInputError(f"run {run_id} is deleted: bring it back with runstream.restore_run({run_id!r})")
@@ -343,7 +349,9 @@ class Tracker:
             wanted = os.environ.get(_SYSTEM_METRICS, "").lower() in _YES
         if not wanted:
             return
-        settings = system_metrics_from_environment(self.system_metrics_settings)
+        from .system_metrics import SystemMetrics, settings_from_environment
+
+        settings = settings_from_environment(self.system_metrics_changes)
         if resumed:
             period = settings.interval_seconds * settings.samples_before_logging
             settings = replace(settings, first_step=int((identity.now_ms() - run.info.start_time) / 1000 / period) + 1)
@@ -353,30 +361,18 @@ class Tracker:
         if self._ticket:
             self._background.wait(self._ticket, timeout_seconds)
 
-    def after_fork(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child: the lock is new, for another thread of the parent may have held the old one."""
         self._lock = threading.RLock()
+        self._end.after_fork_in_child()
 
+    def before_fork(self) -> None:
+        """See `ProcessEnd`."""
+        self._end.before_fork()
 
-def system_metrics_from_environment(settings: SystemMetricsSettings) -> SystemMetricsSettings:
-    """`settings`, with what RUNSTREAM_SYSTEM_METRICS_* say in place of defaults."""
-    default = SystemMetricsSettings()
-    changes: dict[str, Any] = {}
-    for field, name, kind in (
-        ("interval_seconds", "RUNSTREAM_SYSTEM_METRICS_SAMPLING_INTERVAL", float),
-        ("samples_before_logging", "RUNSTREAM_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", int),
-        ("node_id", "RUNSTREAM_SYSTEM_METRICS_NODE_ID", str),
-    ):
-        text = os.environ.get(name)
-        if text and getattr(settings, field) == getattr(default, field):
-            try:
-                changes[field] = kind(text)
-            except ValueError as exc:
-                raise InvalidInputError(f"{name} is {text!r}: give a number") from exc
-    try:
-        return replace(settings, **changes)
-    except ValueError as exc:
-        raise InvalidInputError(f"system metrics: {exc}") from exc
+    def after_fork_in_parent(self) -> None:
+        """See `ProcessEnd`."""
+        self._end.after_fork_in_parent()
 
 
 def _is_helper_rank() -> bool:
@@ -390,4 +386,8 @@ def _ignore(value: object) -> None:
 
 
 tracker = Tracker()
-os.register_at_fork(after_in_child=tracker.after_fork)
+os.register_at_fork(
+    before=tracker.before_fork,
+    after_in_parent=tracker.after_fork_in_parent,
+    after_in_child=tracker.after_fork_in_child,
+)

@@ -17,7 +17,6 @@ from .entities import Dataset, Experiment, Run
 from .errors import InvalidInputError
 from .recorder import Report
 from .run import ActiveRun
-from .system_metrics import SystemMetricsSettings
 from .validation import check_experiment_tags, check_key, check_run_id
 
 if TYPE_CHECKING:
@@ -311,22 +310,17 @@ def disable_system_metrics_logging() -> None:
 
 def set_system_metrics_sampling_interval(interval: float | None) -> None:
     """Seconds between two samples; None for the default of 10."""
-    _set_system_metrics(interval_seconds=SystemMetricsSettings().interval_seconds if interval is None else interval)
+    tracker.change_system_metrics("interval_seconds", interval)
 
 
 def set_system_metrics_samples_before_logging(samples: int | None) -> None:
     """How many samples are averaged into one point; None for the default of 1."""
-    default = SystemMetricsSettings().samples_before_logging
-    _set_system_metrics(samples_before_logging=default if samples is None else samples)
+    tracker.change_system_metrics("samples_before_logging", samples)
 
 
 def set_system_metrics_node_id(node_id: str | None) -> None:
     """Name of this machine in system metrics (`system/<node>/...`); None for none."""
-    _set_system_metrics(node_id=node_id or "")
-
-
-def _set_system_metrics(**changes: Any) -> None:
-    tracker.change_system_metrics(changes)
+    tracker.change_system_metrics("node_id", node_id)
 
 
 def _client() -> Client:

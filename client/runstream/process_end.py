@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import os
 import signal
 import sys
@@ -61,6 +62,7 @@ class ProcessEnd:
         self._before_exits: dict[str, Any] = {}
         self._exit_hooks: dict[str, Any] = {}
         self._before_signal: Any = None
+        self._masks: dict[int, set[Any]] = {}
 
     def watch(self) -> None:
         """A run has been opened. May be called from any thread; SIGTERM is only watched from the main one."""
@@ -103,6 +105,28 @@ class ProcessEnd:
             self._note("FAILED")  # still held by a traceback; a caught one would be long gone
         self._end_runs(self._status)
         self._settle(2.0)
+
+    def before_fork(self) -> None:
+        """Hold SIGTERM back: CPython forgets one that reaches a child before its interpreter is ready."""
+        if self._before_signal is not None:
+            self._masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def after_fork_in_parent(self) -> None:
+        """Let SIGTERM through again."""
+        mask = self._masks.pop(threading.get_ident(), None)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def after_fork_in_child(self) -> None:
+        """The child never ends the parent's runs, so SIGTERM means what it meant before they were opened."""
+        mask = self._masks.pop(threading.get_ident(), None)
+        self._masks.clear()
+        if self._before_signal is not None:
+            with contextlib.suppress(ValueError):  # embedded in a sub-interpreter, where signals are not ours
+                signal.signal(signal.SIGTERM, self._before_signal)
+            self._before_signal = None
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _note(self, status: str) -> None:
         if self._status != "KILLED":

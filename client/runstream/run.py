@@ -15,11 +15,11 @@ from .entities import Dataset, Run, RunData, RunInfo, RunInputs, RunStatus
 from .errors import InvalidInputError
 from .events import EventWriter
 from .process_end import status_of_exception
-from .system_metrics import SystemMetrics
 from .validation import check_key, check_status, check_tags, check_text, check_time_ms
 
 if TYPE_CHECKING:
     from .run_artifacts import RunArtifacts
+    from .system_metrics import SystemMetrics
 
 __all__ = ["ActiveRun", "input_of"]
 

@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-__all__ = ["GpuProbe", "HostProbe", "Probe", "SystemMetrics", "SystemMetricsSettings", "default_probes"]
+from .errors import InvalidInputError
+from .validation import check_key
+
+__all__ = [
+    "GpuProbe",
+    "HostProbe",
+    "Probe",
+    "SystemMetrics",
+    "SystemMetricsSettings",
+    "default_probes",
+    "settings_from_environment",
+]
 
 _LOG = logging.getLogger("runstream.system_metrics")
 PREFIX: Final = "system/"
@@ -51,6 +62,36 @@ class SystemMetricsSettings:
             raise ValueError(f"interval_seconds must be positive, not {self.interval_seconds!r}")
         if self.samples_before_logging < 1:
             raise ValueError(f"samples_before_logging must be at least 1, not {self.samples_before_logging!r}")
+
+
+def settings_from_environment(changes: Mapping[str, Any]) -> SystemMetricsSettings:
+    """Settings of RUNSTREAM_SYSTEM_METRICS_SAMPLING_INTERVAL (seconds), ..._SAMPLES_BEFORE_LOGGING and ..._NODE_ID.
+
+    Args:
+        changes: fields that a call has set; they go before the environment.
+
+    Raises:
+        InvalidInputError: a value does not fit.
+    """
+    fields: dict[str, Any] = {}
+    for field, name, kind in (
+        ("interval_seconds", "RUNSTREAM_SYSTEM_METRICS_SAMPLING_INTERVAL", float),
+        ("samples_before_logging", "RUNSTREAM_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", int),
+        ("node_id", "RUNSTREAM_SYSTEM_METRICS_NODE_ID", str),
+    ):
+        text = os.environ.get(name)
+        if text:
+            try:
+                fields[field] = kind(text)
+            except ValueError as exc:
+                raise InvalidInputError(f"{name} is {text!r}: give a number") from exc
+    try:
+        settings = SystemMetricsSettings(**{**fields, **changes})
+    except (ValueError, TypeError) as exc:
+        raise InvalidInputError(f"system metrics: {exc}") from exc
+    if settings.node_id:
+        check_key("node id of system metrics", settings.node_id)
+    return settings
 
 
 class HostProbe:

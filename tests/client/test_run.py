@@ -230,12 +230,12 @@ def test_system_metrics_are_off_until_asked_for(recorded: Recording, monkeypatch
 @pytest.mark.parametrize("call", [-1, 0, "often"])
 def test_sampling_settings_are_checked(call: object) -> None:
     """Only positive intervals and counts are accepted, and a refused one changes nothing."""
-    before = tracker.system_metrics_settings
+    before = tracker.system_metrics_changes
     with pytest.raises(runstream.InvalidInputError):
         runstream.set_system_metrics_sampling_interval(call)  # type: ignore[arg-type]
     with pytest.raises(runstream.InvalidInputError):
         runstream.set_system_metrics_samples_before_logging(call)  # type: ignore[arg-type]
-    assert tracker.system_metrics_settings == before
+    assert tracker.system_metrics_changes == before
 
 
 def test_hooks_are_put_back(recorded: Recording) -> None:
@@ -315,6 +315,12 @@ SCRIPTS = {
     "forked child dies by SIGTERM": (
         "import signal\npid = os.fork()\nif pid == 0:\n    signal.pause()\nos.kill(pid, signal.SIGTERM)\n"
         "assert os.waitpid(pid, 0)[1] == 15",
+        "FINISHED",
+        0,
+    ),
+    "children die by SIGTERM whenever it comes": (
+        "import signal, time\nfor i in range(50):\n    pid = os.fork()\n    if pid == 0:\n        signal.pause()\n"
+        "    time.sleep(i / 50000)\n    os.kill(pid, signal.SIGTERM)\n    assert os.waitpid(pid, 0)[1] == 15",
         "FINISHED",
         0,
     ),
