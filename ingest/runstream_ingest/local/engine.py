@@ -17,7 +17,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 from xml.sax.saxutils import escape
@@ -45,14 +45,23 @@ class Role(enum.Enum):
 class EngineSettings:
     """Bounds of the engine as a whole, and of one query."""
 
-    max_memory_bytes: int = 2_000_000_000
-    """All queries, inserts and merges together; beyond it a query fails with MEMORY_LIMIT_EXCEEDED (code 241)."""
-    max_query_memory_bytes: int = 1_500_000_000
-    """One query."""
+    max_memory_bytes: int = field(default_factory=lambda: _share_of_memory(0.3))
+    """All queries, inserts and merges together; beyond it a query fails with MEMORY_LIMIT_EXCEEDED (code 241).
+    30 % of the machine's memory, at least 1 GB, at most 8 GB."""
+    max_query_memory_bytes: int = field(default_factory=lambda: _share_of_memory(0.2))
+    """One query; 20 % of the machine's memory within the same bounds."""
     threads: int = max(2, min(8, os.cpu_count() or 2))
     """Threads of one query."""
     background_threads: int = 2
     """Threads for merges."""
+
+
+def _share_of_memory(share: float) -> int:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        total = 0
+    return max(1_000_000_000, min(8_000_000_000, int(total * share)))
 
 
 def quote_text(text: str) -> str:

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -33,7 +35,16 @@ from .engine import Session
 from .errors import EngineQueryError, Refused
 from .formats import readable_format
 
-__all__ = ["MAX_SQL_CHARS", "Approved", "Limits", "SettingsPolicy", "check", "check_database"]
+__all__ = [
+    "MAX_SQL_CHARS",
+    "Approved",
+    "Limits",
+    "Memory",
+    "SettingsPolicy",
+    "check",
+    "check_database",
+    "check_format",
+]
 
 MAX_SQL_CHARS: Final = 1_000_000
 """Longest statement of a reader."""
@@ -130,6 +141,37 @@ class Approved:
     """Output format that the statement itself names, in the engine's spelling."""
     is_select: bool
     """A SELECT, so that `DESCRIBE` tells its columns; otherwise SHOW, DESCRIBE, EXISTS or EXPLAIN."""
+
+
+class Memory:
+    """Verdicts of `check` that were yes. They depend on the text and its parameters alone, not on what the store holds,
+    and asking the engine for its parse costs as much as a small query. Any thread."""
+
+    def __init__(self, max_entries: int = 256, max_chars: int = 20_000) -> None:
+        self._max_entries = max_entries
+        self._max_chars = max_chars
+        self._approved: OrderedDict[tuple[str, tuple[tuple[str, str], ...]], Approved] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, session: Session, sql: str, parameters: Mapping[str, str]) -> Approved:
+        """`check`, asked once for the same text and parameters.
+
+        Raises:
+            Refused, EngineQueryError: see `check`.
+        """
+        key = (sql, tuple(sorted(parameters.items())))
+        with self._lock:
+            known = self._approved.get(key)
+            if known is not None:
+                self._approved.move_to_end(key)
+                return known
+        approved = check(session, sql, parameters)
+        if len(sql) + sum(len(value) for value in parameters.values()) <= self._max_chars:
+            with self._lock:
+                self._approved[key] = approved
+                if len(self._approved) > self._max_entries:
+                    self._approved.popitem(last=False)
+        return approved
 
 
 def check(session: Session, sql: str, parameters: Mapping[str, str]) -> Approved:

@@ -118,6 +118,7 @@ class Reader:
         self._engine = engine
         self._limits = limits
         self._policy = gate.SettingsPolicy(limits)
+        self._verdicts = gate.Memory()
         self._driver_settings: bytes | None = None
 
     def run(self, request: Request, sql: str) -> Answer:
@@ -142,7 +143,7 @@ class Reader:
                 bounded["max_result_bytes"] = asked if asked.isdecimal() and 0 < int(asked) < limit else str(limit)
             session = self._engine.session(Role.READER, database=database, settings=bounded, query_id=request.query_id)
             try:
-                approved = gate.check(session, sql, request.parameters)
+                approved = self._verdicts.check(session, sql, request.parameters)
                 output_format = approved.format or default
                 if is_streamable(output_format) is whole:
                     # A comment behind the FORMAT clause, or one that looks like such a clause.
