@@ -16,6 +16,10 @@ from .failure import ExitCode, Failure, debugging, explain
 
 __all__ = ["root", "run"]
 
+PROGRAM: Final = "runstream"
+COMPLETE_VARIABLE: Final = "_RUNSTREAM_COMPLETE"
+"""The shell's completion script calls the command with this variable set."""
+
 _COMMANDS: Final = {
     "experiments": "experiments:experiments",
     "runs": "runs:runs",
@@ -38,7 +42,7 @@ _COMMANDS: Final = {
 }
 
 root = LazyGroup(
-    name="runstream",
+    name=PROGRAM,
     commands_of=_COMMANDS,
     help="Track experiments: look at runs, compare them, query them with SQL, and look after the store.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 not found, 4 unavailable, 5 part not installed, "
@@ -50,9 +54,18 @@ def run(arguments: Sequence[str]) -> int:
     """Run one invocation; every error becomes one sentence on stderr and an exit code."""
     wants_json = "--json" in arguments
     try:
-        code = root.main(args=list(arguments), prog_name="runstream", standalone_mode=False)
+        instruction = os.environ.get(COMPLETE_VARIABLE)
+        if instruction:
+            from click.shell_completion import shell_complete
+
+            return shell_complete(root, {}, PROGRAM, COMPLETE_VARIABLE, instruction)
+        # Not `root.main`: its own ending of broken pipes and interrupts has changed between releases of click.
+        with root.make_context(PROGRAM, list(arguments)) as context:
+            root.invoke(context)
         sys.stdout.flush()
-        return code if isinstance(code, int) else ExitCode.OK
+        return ExitCode.OK
+    except click.exceptions.Exit as exc:
+        return _flushed(exc.exit_code)
     except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
         return ExitCode.USAGE
@@ -61,21 +74,26 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as exc:
         return _fail(Failure(exc.format_message()), wants_json=wants_json)
     except (click.Abort, KeyboardInterrupt):
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")  # behind the ^C that the terminal shows
         _silence_stdout()
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        _silence_stdout()
-        return ExitCode.BROKEN_PIPE
-    except SystemExit as exc:
-        # click makes one of a broken pipe, with a code that says nothing.
-        if not isinstance(exc.__context__, BrokenPipeError):
-            raise
         _silence_stdout()
         return ExitCode.BROKEN_PIPE
     except Exception as exc:
         if debugging():
             raise
         return _fail(explain(exc), wants_json=wants_json)
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_stdout()
+        return ExitCode.BROKEN_PIPE
+    return code
 
 
 def _usage(error: click.UsageError) -> str:

@@ -14,8 +14,8 @@ from .failure import ExitCode, Failure, need
 __all__ = ["server", "ui"]
 
 _AUTH_FILE = click.option(
-    "--file", "auth_file", type=click.Path(dir_okay=False, path_type=Path), default=Path("auth.json"), show_default=True,
-    help="The file of users and tokens; mode 0600.",
+    "--file", "auth_file", type=click.Path(dir_okay=False, path_type=Path), default=Path("auth.json"),
+    show_default=True, help="The file of users and tokens; mode 0600.",
 )  # fmt: skip
 _ROLE = click.option(
     "--role", type=click.Choice(["read", "write", "admin"]), default="write", show_default=True, help="What it may do."
@@ -26,7 +26,7 @@ def _options(command: Any) -> Any:
     for option in reversed(
         (
             click.option("--host", default=None, help="Address to listen on [127.0.0.1]; others need authentication."),
-            click.option("--port", "-p", type=click.IntRange(0, 65_535), default=None, help="Port [5000]; 0: any free."),
+            click.option("--port", "-p", type=click.IntRange(0, 65_535), default=None, help="Port [5000]; 0 is any."),
             click.option("--workers", "-w", type=click.IntRange(1, 64), default=None, help="Server processes [1]."),
             click.option("--root-path", default=None, help="Path prefix behind a proxy, such as /runstream."),
             click.option(
@@ -54,7 +54,7 @@ def _serve(context: click.Context, options: dict[str, Any], *, browser: bool) ->
     for name in ("allowed_hosts", "allowed_origins"):
         if name in given:
             given[name] = tuple(part.strip() for part in given[name].split(",") if part.strip())
-    given["tracking_uri"] = session_of(context).settings().tracking_uri
+    given["tracking_uri"] = session_of(context).settings.tracking_uri
     try:
         settings = ServerSettings(**given)
     except ValueError as exc:
@@ -81,7 +81,7 @@ def ui(context: click.Context, **options: Any) -> None:
 @click.group(cls=Group, invoke_without_command=True)
 @_options
 @click.pass_context
-def server(context: click.Context, **options: Any) -> None:
+def server(context: click.Context, /, **options: Any) -> None:
     """Serve MLflow clients, SQL over HTTP and metrics for a data directory or Kafka and ClickHouse.
 
     Unmodified MLflow clients log to it with mlflow.set_tracking_uri("http://HOST:PORT"). It listens on this machine

@@ -49,9 +49,10 @@ class StoreReading:
         self, filter_string: str, view_type: int, max_results: int, order_by: Sequence[str], page_token: str | None
     ) -> tuple[list[str], str | None]:
         """See `Reading`."""
-        return self._reader.search_experiment_ids(
+        page = self._reader.search_experiments(
             ViewType(view_type), max_results, filter_string, list(order_by), page_token
         )
+        return [experiment.experiment_id for experiment in page], page.token
 
     def close(self) -> None:
         """Close the store's connection."""
