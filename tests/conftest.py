@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from importlib.metadata import version
 
 import pytest
 
@@ -12,7 +13,9 @@ _skipped: Counter[str] = Counter()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Count skips by the service whose marker the test carries."""
+    """Count skips by the service whose marker the test carries, and note that chDB was really used."""
+    if report.when == "call" and report.passed and "chdb" in report.keywords:
+        used.record("chdb", f"chdb {version('chdb')} local store process")
     if report.skipped and not hasattr(report, "wasxfail"):
         for service in (*used.REQUIRED_ON_CI, "clickhouse"):
             if service in report.keywords:

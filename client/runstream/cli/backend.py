@@ -73,8 +73,10 @@ def dead_letters_of(session: Session) -> Iterator[DeadLetters]:
     else:
         _only_kafka(session)
         from runstream_ingest.log.kafka_dead_letters import KafkaDeadLetters
+        from runstream_schemas.kafka_address import KafkaSecurity
 
-        letters = KafkaDeadLetters(ingest_settings(session).kafka_address())
+        security = KafkaSecurity.from_environment(os.environ)
+        letters = KafkaDeadLetters(ingest_settings(session).kafka_address(), security)
     try:
         yield letters
     finally:

@@ -24,7 +24,9 @@ def completion(context: click.Context, shell: str) -> None:
 
     found = get_completion_class(shell)
     assert found is not None, "click lost a shell it had"
-    made = found(context.find_root().command, {}, "runstream", "_RUNSTREAM_COMPLETE")
+    from .app import COMPLETE_VARIABLE, PROGRAM
+
+    made = found(context.find_root().command, {}, PROGRAM, COMPLETE_VARIABLE)
     source = made.source_template % made.source_vars()  # `source()` would start bash to ask for its version
     out = session_of(context).output
     if out.json:

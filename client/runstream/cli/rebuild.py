@@ -86,10 +86,9 @@ def _log_of(session: Session, database: str) -> tuple[Callable[[], EventLog], Po
 
         root = directory.log
         return (lambda: DirectoryLog(root)), start_positions(root), (lambda: end_positions(root))
-    from runstream_ingest.log import kafka
+    from runstream_ingest.log.kafka_whole import whole_log
 
-    address = ingest_settings(session).kafka_address()
-    return kafka.whole_log(address, database)
+    return whole_log(ingest_settings(session).kafka_address(), database)
 
 
 def _tell(session: Session, report: RebuildReport, fresh: str) -> None:

@@ -122,6 +122,6 @@ class Screen:
             table.add_row(*cells)
         logged = sum(state.points for state in self._states)
         done = sum(state.done for state in self._states)
-        seen = "" if self.stored is None else f", {self.stored:,} of them answered by SQL already"
+        seen = "" if self.stored is None else f", {self.stored:,} already in SQL"
         elapsed = duration(time.monotonic() - self._started)
         return Group(table, Text(f"{done}/{len(self._states)} runs done in {elapsed}; {logged:,} points logged{seen}"))

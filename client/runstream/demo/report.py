@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 from runstream_schemas.layout import DEFAULT_DIRECTORY
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..cli.session import Session
     from .progress import State
 
-__all__ = ["Report"]
+__all__ = ["Report", "shown_address"]
 
 _BEST: Final = 5
 _ORDER: Final = ["metrics.final_accuracy DESC", "metrics.val_loss ASC"]
@@ -168,7 +169,7 @@ class Report:
             ("two runs side by side", f"runs compare {first} {second}"),
             ("its curves in the terminal", f"metrics show {first} train_loss val_loss"),
             ("its confusion matrix as a picture", f"artifacts download {first} confusion_matrix.png"),
-            ("any question at all", 'sql "SELECT key, count() AS points, min(value) FROM metrics GROUP BY key"'),
+            ("any question at all", 'sql "SELECT key, count() FROM metrics GROUP BY key"'),
             ("is everything in order here?", "doctor"),
         ):
             out.write(f"  # {remark}")
@@ -201,6 +202,14 @@ class Report:
 def _shown(row: Row) -> list[str]:
     name, experiment, accuracy, loss, run_id = row
     return [name, experiment, f"{accuracy:.4f}", number(loss), short_id(run_id)]
+
+
+def shown_address(uri: str) -> str:
+    """A tracking address as short as it can be understood from here."""
+    if not uri.startswith("file://"):
+        return uri
+    place = _from_here(Path(unquote(uri.removeprefix("file://"))))
+    return place if place.startswith("/") else f"./{place}"
 
 
 def _from_here(path: Path) -> str:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final
 
 from .progress import Screen, State
-from .report import Report
+from .report import Report, shown_address
 from .training import JOBS, Job, Progress, prepare_environment, train
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def run_demo(session: Session, *, processes: int, hints: bool = True, jobs: Sequ
     if not out.json:
         at_once = min(processes, len(jobs))
         out.heading(f"Training {len(jobs)} scikit-learn models in {at_once} processes")
-        out.write(f"Each logs to {tracking_uri} on its own. The data sets come with scikit-learn.\n")
+        out.write(f"Each logs by itself to {shown_address(tracking_uri)}\n")
     started = time.monotonic()
     with Screen(states, plain=out.json) as screen:
         stop = threading.Event()
