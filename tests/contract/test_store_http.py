@@ -137,6 +137,20 @@ def test_raw_formats(reader: Client, format_name: str) -> None:
         assert len(data.splitlines()) == 200_000 + (format_name == "CSVWithNames")
 
 
+def test_json_arrays_of_rows_are_one_array(reader: Client) -> None:
+    """The setting turns rows into a document, which must not come in pieces."""
+    settings = {"output_format_json_array_of_rows": "1", "output_format_json_quote_64bit_integers": "0"}
+    data = reader.raw_query("SELECT number AS n FROM numbers(300000)", fmt="JSONEachRow", settings=settings)
+    assert [row["n"] for row in json.loads(data)] == list(range(300_000))
+    assert json.loads(reader.raw_query("SELECT 1 AS n WHERE 0", fmt="JSONEachRow", settings=settings)) == []
+
+
+def test_settings_that_change_nothing_are_taken(reader: Client) -> None:
+    """What careful clients send."""
+    settings = {"result_overflow_mode": "throw", "readonly": "1", "max_result_rows": "10"}
+    assert reader.query("SELECT 1", settings=settings).result_rows == [(1,)]
+
+
 def test_curl_gets_tab_separated_text(store: LocalStore) -> None:
     """GET ?query=, credentials in the URL, the format in the URL, a header or the SQL."""
     token = store.address().reader_token

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 __all__ = ["content_type", "empty_native", "is_streamable", "readable_format"]
@@ -74,8 +74,10 @@ def readable_format(name: str) -> str | None:
     return _CANONICAL.get(name.lower())
 
 
-def is_streamable(name: str) -> bool:
-    """Whether pieces of a result in this format may be sent one after the other."""
+def is_streamable(name: str, settings: Mapping[str, str]) -> bool:
+    """Whether pieces of a result in this format, under these settings, may be sent one after the other."""
+    if settings.get("output_format_json_array_of_rows", "0") not in ("0", "false"):
+        return name in _STREAMABLE and not name.startswith("JSON")
     return name in _STREAMABLE
 
 

@@ -370,8 +370,7 @@ class SettingsPolicy:
             Refused: a setting that readers may not set, or a value beyond its bound.
         """
         settings = {name: f"{bound:g}" if bound < 1e6 else str(int(bound)) for name, bound in self._bounds.items()}
-        settings["result_overflow_mode"] = "throw"
-        settings["timeout_overflow_mode"] = "throw"
+        settings |= {"result_overflow_mode": "throw", "timeout_overflow_mode": "throw"}
         for name, value in asked.items():
             if name in self._bounds:
                 settings[name] = self._bounded(name, value)
@@ -379,8 +378,7 @@ class SettingsPolicy:
                 if len(value) > 200:
                     raise Refused(f"the value of setting {name} is too long", _SETTING_REFUSED)
                 settings[name] = value
-            elif name == "readonly" and value in ("0", "1", "2"):
-                # Drivers send it to be safe; the connection is closed anyway.
+            elif name in _FIXED and value in _FIXED[name]:
                 continue
             else:
                 raise Refused(f"setting {name!r} may not be set by readers", _SETTING_REFUSED)
@@ -388,7 +386,7 @@ class SettingsPolicy:
 
     def writable(self) -> frozenset[str]:
         """Names that `apply` takes."""
-        return _READER_SETTINGS | self._bounds.keys()
+        return _READER_SETTINGS | self._bounds.keys() | _FIXED.keys()
 
     def _bounded(self, name: str, value: str) -> str:
         try:
@@ -404,6 +402,15 @@ class SettingsPolicy:
         return value
 
 
+_FIXED: Final[Mapping[str, tuple[str, ...]]] = {
+    # Drivers send it to be safe; the connection is closed anyway.
+    "readonly": ("0", "1", "2"),
+    # A result beyond its limit is an error here, never a shorter result.
+    "result_overflow_mode": ("throw",),
+    "timeout_overflow_mode": ("throw",),
+}
+"""Settings that may be sent with these values alone, which change nothing."""
+
 _READER_SETTINGS: Final = frozenset(
     {
         "aggregate_functions_null_for_empty",
@@ -417,7 +424,6 @@ _READER_SETTINGS: Final = frozenset(
         "date_time_overflow_behavior",
         "distinct_overflow_mode",
         "empty_result_for_aggregation_by_empty_set",
-        "extremes",
         "final",
         "group_by_overflow_mode",
         "group_by_use_nulls",

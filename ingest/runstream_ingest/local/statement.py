@@ -135,7 +135,7 @@ class Reader:
         default = gate.check_format(request.default_format) if request.default_format else "TabSeparated"
         guess = readable_format(tail_format) if tail_format else default
         while True:
-            whole = guess is None or not is_streamable(guess)
+            whole = guess is None or not is_streamable(guess, settings)
             bounded = dict(settings)
             if whole:
                 asked = bounded.get("max_result_bytes", "0")
@@ -145,7 +145,7 @@ class Reader:
             try:
                 approved = self._verdicts.check(session, sql, request.parameters)
                 output_format = approved.format or default
-                if is_streamable(output_format) is whole:
+                if is_streamable(output_format, settings) is whole:
                     # A comment behind the FORMAT clause, or one that looks like such a clause.
                     guess = output_format
                     session.close()
@@ -204,7 +204,7 @@ def run_write(engine: Engine, request: Request, sql: str) -> Answer:
 
 
 def _start(session: Session, is_select: bool, sql: str, output_format: str, request: Request) -> Answer:
-    if not is_select or not is_streamable(output_format):
+    if not is_select or not is_streamable(output_format, request.settings):
         chunk, statistics = session.query_with_statistics(sql, output_format, request.parameters)
         session.close()
         return Answer.whole(chunk.data, output_format, statistics)
