@@ -11,6 +11,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from runstream_schemas.names import Stream, landing_table
 
@@ -133,28 +134,26 @@ class Committer:
         """Dead letters of the records that the landing tables rejected."""
         if not records:
             return []
-        by_place = {(record.stream, record.partition, record.offset): record for record in records}
         ranges: dict[tuple[Stream, int], tuple[int, int]] = {}
-        for stream, partition, offset in by_place:
-            low, high = ranges.get((stream, partition), (offset, offset))
-            ranges[stream, partition] = (min(low, offset), max(high, offset))
+        for place in {(record.stream, record.partition) for record in records}:
+            offsets = [record.offset for record in records if (record.stream, record.partition) == place]
+            ranges[place] = (min(offsets), max(offsets))
         condition = " OR ".join(
             f"(stream = '{stream}' AND partition = {partition} AND log_offset BETWEEN {low} AND {high})"
             for (stream, partition), (low, high) in ranges.items()
         )
-        found: list[DeadLetter] = []
-
-        def read() -> None:
-            found.clear()
-            # Older rejects of the same range (a replay) give the same letters again, which is no error.
-            sql = f"SELECT DISTINCT stream, partition, log_offset, reason FROM rejects WHERE {condition}"
-            for stream, partition, offset, reason in self._store.rows(sql):
-                record = by_place.get((stream, int(partition), int(offset)))
-                if record is not None:
-                    found.append(letter_of(record, f"makes no sense: {reason}"))
-
-        self.patiently(read, "rejects")
-        return found
+        # Older rejects of the same range (a replay) give the same letters again, which is no error.
+        sql = f"SELECT DISTINCT stream, partition, log_offset, reason FROM rejects WHERE {condition}"
+        rows: list[tuple[Any, ...]] = []
+        self.patiently(lambda: rows.extend(self._store.rows(sql)), "rejects")
+        if not rows:
+            return []
+        by_place = {(record.stream, record.partition, record.offset): record for record in records}
+        return [
+            letter_of(by_place[stream, partition, offset], f"makes no sense: {reason}")
+            for stream, partition, offset, reason in rows
+            if (stream, partition, offset) in by_place
+        ]
 
     def patiently(self, call: Callable[[], None], what: str) -> None:
         """Run `call`, again and again while the store is busy; says so once, and when it is over."""

@@ -126,7 +126,7 @@ def _frame(fingerprint: bytes, records: Sequence[LogRecord]) -> Framed:
         time_ms = record.time_ms if record.time_ms > 0 else MAX_TIME_MS - 1
         place = varint(record.partition) + varint(record.offset) + varint(time_ms)
         length = len(place) + len(body) + mark_bytes
-        parts += (b"\x02", varint(length), place, body, tail)
+        parts += (b"\x02", _SHORT[length << 1] if length < 1 << 13 else varint(length), place, body, tail)
         size += length
         if size >= CHUNK_BYTES:
             chunks.append(b"".join(parts))

@@ -166,7 +166,8 @@ def _prepare(
         _copy(fresh, source, "points", before, report)
         fresh.execute(
             "INSERT INTO rollup (run_id, key, last, min, max) SELECT run_id, key, "
-            "max((step, timestamp, if(isNaN(value), 0, value + 0.0), isNaN(value))), min(value + 0.0), max(value + 0.0) "
+            "max((step, timestamp, if(isNaN(value), 0, value + 0.0), isNaN(value))), "
+            "min(value + 0.0), max(value + 0.0) "
             f"FROM {source}.points WHERE {before} GROUP BY run_id, key"
         )
         fresh.execute(

@@ -108,7 +108,7 @@ def _batches(
             if refusal(record) is not None:
                 result.refused += 1
                 continue
-            batch.add(record)
+            batch.add([record])
             if batch.full(limits):
                 yield batch.records
                 batch = Batch()

@@ -105,8 +105,7 @@ class Worker:
         self._look_at_ends()
 
     def _take(self, timeout_seconds: float) -> None:
-        for item in self._log.poll(timeout_seconds):
-            self._open.add(item)
+        self._open.add(self._log.poll(timeout_seconds))
         lost = self._log.lost()
         if lost:
             self._open.drop(lost)

@@ -55,10 +55,10 @@ def test_a_batch_knows_its_positions() -> None:
     """Positions are behind the last item of each partition, also where that item was refused."""
     batch = Batch()
     assert not batch
-    batch.add(record(points("a", [1.0]), 3))
-    batch.add(record(points("a", [1.0]), 9, partition=1))
-    batch.add(LogRecord("metrics", 0, 4, 5, 0, None, None, b"x"))
-    batch.add(Unreadable("control", 0, 0, 40, "x"))
+    batch.add([record(points("a", [1.0]), 3)])
+    batch.add([record(points("a", [1.0]), 9, partition=1)])
+    batch.add([LogRecord("metrics", 0, 4, 5, 0, None, None, b"x")])
+    batch.add([Unreadable("control", 0, 0, 40, "x")])
     assert batch
     assert batch.positions == {("metrics", 0): 5, ("metrics", 1): 10, ("control", 0): 40}
     assert (len(batch.records), len(batch.dead)) == (2, 2)
@@ -68,9 +68,9 @@ def test_a_lost_partition_leaves_nothing_behind() -> None:
     """Records, refusals, positions and bytes of a lost partition go; the others stay."""
     batch = Batch()
     kept = record(points("a", [1.0]), 3)
-    batch.add(kept)
-    batch.add(record(points("b", [1.0]), 9, partition=1))
-    batch.add(Unreadable("metrics", 1, 10, 40, "x"))
+    batch.add([kept])
+    batch.add([record(points("b", [1.0]), 9, partition=1)])
+    batch.add([Unreadable("metrics", 1, 10, 40, "x")])
     batch.drop({("metrics", 1)})
     assert batch.records == [kept]
     assert batch.dead == []
@@ -90,7 +90,7 @@ def test_a_batch_is_full_at_each_limit(limits: BatchLimits, records: int) -> Non
     """Bytes, points (estimated from above) and records each close a batch."""
     batch = Batch()
     while not batch.full(limits):
-        batch.add(GOOD)
+        batch.add([GOOD])
     assert len(batch.records) == records
 
 
