@@ -13,9 +13,11 @@ import pytest
 
 from runstream_ingest.log import EventLog, LogError, LogRecord, Unreadable
 from runstream_ingest.log.directory import DirectoryLog
+from runstream_ingest.log.kafka import KafkaLog
 from runstream_ingest.log.memory import MemoryLog
-from runstream_schemas.names import STREAMS, Stream
+from runstream_schemas.names import SCHEMA_HEADER, STREAMS, Stream, consumer_group, topic
 from runstream_schemas.segment import base_offset, encode_frame, segment_name
+from tests.services.kafka import flip_last_byte, local_broker
 
 MARK = b"\x01\x02\x03\x04\x05\x06\x07\x08"
 
@@ -93,10 +95,48 @@ class DirectoryHarness:
         """Nothing is held open."""
 
 
-@pytest.fixture(params=["memory", "directory"])
+class KafkaHarness:
+    """Topics of their own on the session's broker; damage is done to the broker's file."""
+
+    def __init__(self) -> None:
+        from kafka import KafkaProducer
+
+        broker = local_broker()
+        assert broker.cluster is not None
+        self._cluster = broker.cluster
+        self.address = broker.prefix()
+        self._producer = KafkaProducer(bootstrap_servers=list(self.address.brokers), metrics_enabled=False)
+
+    def append(self, stream: Stream, body: bytes, *, key: str = "", fingerprint: bytes = MARK) -> None:
+        self._producer.send(
+            topic(self.address.prefix, stream),
+            key=key.encode(),
+            value=body,
+            headers=[(SCHEMA_HEADER, fingerprint)],
+        ).get(30)
+
+    def damage(self, stream: Stream) -> None:
+        self.append(stream, b"soon damaged")
+        flip_last_byte(self._cluster, topic(self.address.prefix, stream))
+
+    def open(self) -> EventLog:
+        return KafkaLog(self.address, consumer_group(self.address.prefix, "tests"))
+
+    def close(self) -> None:
+        self._producer.close(10)
+
+
+HARNESSES: dict[str, Callable[[Path], LogHarness]] = {
+    "memory": lambda _: MemoryHarness(),
+    "directory": lambda folder: DirectoryHarness(folder / "log"),
+    "kafka": lambda _: KafkaHarness(),
+}
+
+
+@pytest.fixture(params=["memory", "directory", pytest.param("kafka", marks=pytest.mark.kafka)])
 def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LogHarness]:
     """One fresh log of each kind."""
-    made: LogHarness = MemoryHarness() if request.param == "memory" else DirectoryHarness(tmp_path / "log")
+    made = HARNESSES[request.param](tmp_path)
     yield made
     made.close()
 
@@ -145,8 +185,11 @@ def test_nothing_is_polled_before_start(harness: LogHarness) -> None:
     harness.append("metrics", b"one")
     log = harness.open()
     try:
-        assert log.poll(0.05) == []
-        assert ("metrics", 0) in log.assigned()
+        deadline = time.monotonic() + 30
+        while ("metrics", 0) not in log.assigned():
+            assert not log.poll(0.05)
+            assert time.monotonic() < deadline, "no partition was assigned"
+        assert not log.poll(0.05)
         log.start({})
         assert log.assigned() == frozenset()
         assert bodies(take(log, 1)) == [b"one"]

@@ -9,6 +9,7 @@ with KafkaCluster(Path("/tmp/kafka"), nodes=3) as cluster:
 from __future__ import annotations
 
 import base64
+import socket
 import subprocess
 import uuid
 from pathlib import Path
@@ -185,6 +186,11 @@ class KafkaCluster:
         from kafka.errors import KafkaError
 
         def answers() -> bool:
+            # First a bare connection: kafka-python leaves the sockets of refused ones open.
+            try:
+                socket.create_connection(("127.0.0.1", self._client_ports[number]), 1.0).close()
+            except OSError:
+                return False
             try:
                 admin = KafkaAdminClient(
                     bootstrap_servers=f"127.0.0.1:{self._client_ports[number]}",

@@ -90,6 +90,8 @@ class KafkaLog:
         self._closed = False
 
     def assigned(self) -> frozenset[Place]:
+        if not self._watch.looked:
+            return frozenset()  # `start` must know the topics' identities
         with self._lock:
             return frozenset(self._waiting)
 
@@ -100,7 +102,7 @@ class KafkaLog:
 
     def start(self, positions: Positions) -> None:
         waiting = self.assigned()
-        if self._consumer is None or not waiting or not self._watch.looked:
+        if self._consumer is None or not waiting:
             return
         try:
             starts = self._starts(self._consumer, waiting, positions)
@@ -254,6 +256,9 @@ class KafkaLog:
             self._say_away(exc)
             return None
         self._away = False
+        # Without the topics' metadata the group's leader would hand out nothing until the next rebalance.
+        for name in sorted(self._streams):
+            self._consumer.partitions_for_topic(name)
         self._consumer.subscribe(sorted(self._streams), listener=_listener(self))
         return self._consumer
 
@@ -377,6 +382,8 @@ class KafkaLog:
         records = consumer._fetcher._next_partition_records
         if records is None:
             raise LogError(f"reading Kafka failed: {type(exc).__name__}: {exc}") from exc
+        # Its iterator is dead, but not empty to the fetcher, which would ask it again for ever.
+        records.drain()
         self._step_over(consumer, records.topic_partition, exc)
 
     def _out_of_range(self, consumer: KafkaConsumer, partition: TopicPartition) -> None:
