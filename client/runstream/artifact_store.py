@@ -83,12 +83,23 @@ def open_store(uri: str, retry: RetryPolicy | None = None) -> ArtifactStore:
     import fsspec
 
     try:
-        filesystem, root = fsspec.core.url_to_fs(uri)
+        filesystem, root = fsspec.core.url_to_fs(uri, **_options(scheme))
     except ImportError as exc:
         raise ArtifactError(f"artifact URI {uri!r} needs a package that is not installed: {exc}") from exc
     except ValueError as exc:
         raise ArtifactError(f"artifact URI {uri!r} cannot be opened: {exc}") from exc
-    return ArtifactStore(uri, str(root).rstrip("/"), filesystem, policy)
+    return ArtifactStore(uri, str(root).rstrip("/"), filesystem, policy, needs_folders=extra is None)
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """What we ask of a file system beyond fsspec's own configuration, which goes first."""
+    from fsspec.config import conf
+
+    if _EXTRAS.get(scheme) != "s3" or "config_kwargs" in conf.get("s3", {}):
+        return {}
+    # Retries are ours: botocore's default of five tries, each with a pause of up to 20 s, inside each of our own tries
+    # turned an endpoint that is away into an error after more than two minutes.
+    return {"config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 60}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +112,8 @@ class ArtifactStore:
     _filesystem: Any = field(repr=False)
     """The fsspec file system, or None for local folders, which need none."""
     _retry: RetryPolicy = field(repr=False)
+    needs_folders: bool = True
+    """Whether folders must be made before files; making one on an object store could create a bucket."""
 
     @property
     def is_local(self) -> bool:
@@ -205,6 +218,9 @@ class ArtifactStore:
         if self._filesystem is None:
             written, digest = _write_local(stream, Path(destination), size, advance)
         else:
+            if self.needs_folders:
+                with suppress(FileExistsError, NotImplementedError):
+                    self._filesystem.makedirs(destination.rpartition("/")[0], exist_ok=True)
             written, digest = _write_remote(self._filesystem, stream, destination, size, advance)
         arrived = self._size(path)
         if arrived != written:
@@ -290,9 +306,6 @@ def _write_local(stream: IO[bytes], target: Path, size: int, advance: Advance | 
 def _write_remote(
     filesystem: Any, stream: IO[bytes], target: str, size: int, advance: Advance | None
 ) -> tuple[int, str]:
-    with suppress(FileExistsError, NotImplementedError, PermissionError):
-        # Object stores need no folders and may refuse to look at the bucket; sftp and its like do need them.
-        filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
     part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
     file = filesystem.open(target, "wb", block_size=part_bytes)
     try:
