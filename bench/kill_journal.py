@@ -118,23 +118,28 @@ def victim(settings: Settings, noted: mmap.mmap, threads: int) -> None:
         while True:
             log_metric(key, value_of(thread, count), count)
             count += 1
-            struct.pack_into("<q", noted, 8 * thread, count)
+            note(noted, 8 * thread, count)
             if count % 7 == 0:
                 log_metrics({name: value_of(thread, calls) for name in names}, calls)
                 calls += 1
-                struct.pack_into("<q", noted, 8 * (4 + thread), calls)
+                note(noted, 8 * (4 + thread), calls)
             if count % 1_000 == 0:
                 time.sleep(0.001)
 
     for thread in range(threads):
         threading.Thread(target=work, args=(thread,), daemon=True).start()
-    struct.pack_into("<q", noted, 8 * (SLOTS - 1), 1)
+    note(noted, 8 * (SLOTS - 1), 1)
     params = 0
     while True:
         rec.control("params", {"run_id": RUN, "keys": [f"p{params}"], "values": [str(params)]})
         params += 1
-        struct.pack_into("<q", noted, 8 * 8, params)
+        note(noted, 8 * 8, params)
         time.sleep(0.002)
+
+
+def note(noted: mmap.mmap, at: int, count: int) -> None:
+    """Set a counter in one copy; `pack_into` would zero it first, and a kill in between would show a zero."""
+    noted[at : at + 8] = struct.pack("<q", count)
 
 
 def value_of(thread: int, count: int) -> float:
