@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-import random
+import os
 import threading
 import time
 from collections import Counter, deque
@@ -53,9 +53,6 @@ def open_transport(settings: Settings) -> Transport:
     """
     scheme = settings.scheme
     with importing:
-        from runstream_schemas import codec
-
-        codec.schemas()
         if scheme == "file":
             from .transport.directory import DirectoryTransport
 
@@ -240,7 +237,7 @@ class Pump:
         self._acknowledged(parcel, sent, positions)
 
     def _refused(self, event: Event, exc: TransportError) -> None:
-        name = f"{now_ms()}-{random.getrandbits(32):08x}.frame"
+        name = f"{now_ms()}-{os.urandom(4).hex()}.frame"
         self._refuse(name, encode_frame(now_ms(), event.fingerprint, event.key, event.body))
         with self.tally.lock:
             self.tally.refused_events += 1
@@ -265,7 +262,7 @@ class Pump:
         delay = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failures, 10))
         self._failures += 1
         # Jitter, so that a thousand clients do not come back in the same instant.
-        self._retry_at = self._monotonic() + delay * random.uniform(0.5, 1.0)
+        self._retry_at = self._monotonic() + delay * (0.5 + os.urandom(1)[0] / 512)
 
 
 def _result(receipt: Receipt, monotonic: Callable[[], float]) -> Positions:

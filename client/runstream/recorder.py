@@ -236,7 +236,7 @@ class Recorder:
         pump = Pump(source, self._tally, refuse=journal.refuse, delivered=self._delivered)
         self._outlet = outlet = _Outlet(journal, source, pump)
         self._start_thread()
-        _at_exit()
+        _deliver_at_end_of_child()
         return outlet
 
     # -- waiting
@@ -355,6 +355,10 @@ class Recorder:
 
     def _run(self) -> None:
         me = threading.current_thread()
+        with importing:
+            from runstream_schemas import codec
+
+            codec.schemas()
         while self._thread in (None, me):
             pause = self._round()
             with self._moved:
@@ -472,7 +476,8 @@ class Recorder:
             if self._recovery_at is None or time.monotonic() < self._recovery_at:
                 return False
             self._recovery_at = None
-            from .journal.recovery import Recovery
+            with importing:
+                from .journal.recovery import Recovery
 
             self._recovery = Recovery(self.settings, self._folders)
         recovery = self._recovery
@@ -510,7 +515,7 @@ class Recorder:
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 _by_target: dict[str, Recorder] = {}
 _guard = threading.RLock()
-_exit_registered_in = 0
+_child_registered = 0
 
 
 def for_target(settings: Settings) -> Recorder:
@@ -539,23 +544,21 @@ def close_all(timeout_seconds: float | None = None) -> None:
         recorder.close(max(0.1, limit - (time.monotonic() - begun)))
 
 
-def _at_exit() -> None:
-    """Deliver before the process ends; also in a multiprocessing child, which skips `atexit`."""
-    global _exit_registered_in
-    if _exit_registered_in == os.getpid():
-        return
-    first, _exit_registered_in = _exit_registered_in == 0, os.getpid()
-    if first:
-        atexit.register(close_all)
+def _deliver_at_end_of_child() -> None:
+    """Have a multiprocessing child deliver before it ends: it skips `atexit`."""
+    global _child_registered
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
-    if util is not None and process is not None and process.parent_process() is not None:
-        util.Finalize(None, close_all, exitpriority=100)
+    if _child_registered != os.getpid() and util is not None and process is not None:
+        _child_registered = os.getpid()
+        if process.parent_process() is not None:
+            util.Finalize(None, close_all, exitpriority=100)
 
 
 def _encode(event: EventName, fields: Mapping[str, Any]) -> list[tuple[str, bytes, bytes]]:
     """(key, fingerprint, body) of the event, or of the events that it must be split into."""
-    from runstream_schemas import codec
+    with importing:
+        from runstream_schemas import codec
 
     body = codec.encode(event, fields)
     key = str(fields.get("run_id") or fields.get("experiment_id") or fields.get("id") or "")
@@ -597,6 +600,8 @@ def _after_fork_in_child() -> None:
         recorder._after_fork_in_child()
 
 
+# At import, so that it runs after the exit handlers of all who imported us: they may still log.
+atexit.register(close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 

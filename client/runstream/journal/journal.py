@@ -13,7 +13,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,7 +148,7 @@ class Journal:
                 journal._close_files()
             elif lock_fd >= 0:
                 os.close(lock_fd)
-            shutil.rmtree(draft, ignore_errors=True)
+            remove_tree(draft)
             raise
 
     def _moved(self, folder: Path) -> None:
@@ -349,7 +348,7 @@ def remove_folder(folder: Path) -> None:
         # One atomic step first: a crash in the middle of the deletion must not leave half a journal under its name.
         gone = folder.with_name(GONE_PREFIX + folder.name)
         os.rename(folder, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_tree(gone)
 
 
 def keep_folder(folder: Path) -> Path:
@@ -359,3 +358,10 @@ def keep_folder(folder: Path) -> Path:
     target = kept / folder.name
     os.rename(folder, target)
     return target
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder, as far as that is possible. shutil is heavy, so it is imported only here."""
+    from shutil import rmtree
+
+    rmtree(folder, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -99,7 +98,7 @@ def journal_folders(settings: Settings) -> list[Path]:
     state = os.environ.get("XDG_STATE_HOME")
     home = Path(state if state and os.path.isabs(state) else os.path.expanduser("~/.local/state"))
     found.append(home / "runstream" / "journal")
-    found.append(Path("/var/tmp" if os.path.isdir("/var/tmp") else tempfile.gettempdir()) / f"runstream-{os.getuid()}")
+    found.append(Path("/var/tmp" if os.path.isdir("/var/tmp") else "/tmp") / f"runstream-{os.getuid()}")
     return [folder for folder in found if folder.is_absolute() and not is_network_file_system(folder, mounts)]
 
 
