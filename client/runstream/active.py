@@ -212,23 +212,19 @@ class Tracker:
             checked["mlflow.note.content"] = check_text("description", description, _MAX_DESCRIPTION_CHARS)
         parent = check_run_id(parent_run_id) if parent_run_id is not None else ""
         settings = self.settings()
+        self._refuse_second(nested)
+        identifier, is_explicit, owns_status = self._run_id(run_id)
+        # Outside of the lock: this may read, and other threads go on ending and starting their runs meanwhile.
+        earlier = self._earlier(settings, identifier) if is_explicit and identifier else None
+        home = earlier.info.experiment_id if earlier is not None else None
+        if None not in (home, experiment_id) and home != check_experiment_id(experiment_id):
+            raise InvalidInputError(
+                f"run {identifier} belongs to experiment {home}, not {experiment_id}: leave it out to resume the run"
+            )
+        target = self.target_with_id(experiment_id, settings) if experiment_id is not None else self.target()
         with self._lock:
-            above = self.active_run
-            if above is not None and not nested:
-                raise InvalidInputError(
-                    f"run {above.info.run_id} is already active: end it with runstream.end_run(), or start a nested "
-                    "run with start_run(nested=True)"
-                )
-            identifier, is_explicit, owns_status = self._run_id(run_id, first=above is None)
-            earlier = self._earlier(settings, identifier) if is_explicit and identifier else None
-            home = earlier.info.experiment_id if earlier is not None else None
-            if None not in (home, experiment_id) and home != check_experiment_id(experiment_id):
-                raise InvalidInputError(
-                    f"run {identifier} belongs to experiment {home}, not {experiment_id}: leave experiment_id out to "
-                    "resume it"
-                )
-            target = self.target_with_id(experiment_id, settings) if experiment_id is not None else self.target()
-            if above is not None and not parent and nested:
+            above = self._refuse_second(nested)
+            if above is not None and not parent:
                 parent = above.info.run_id
             run = self._open(settings, target, identifier, earlier, parent, checked, owns_status)
             self._stack.append(run)
@@ -255,12 +251,22 @@ class Tracker:
         else:
             self._deleted.discard(run_id)
 
-    def _run_id(self, given: object, *, first: bool) -> tuple[str | None, bool, bool]:
+    def _refuse_second(self, nested: bool) -> ActiveRun | None:
+        """The active run, which a new one would be a child of."""
+        above = self.active_run
+        if above is not None and not nested:
+            raise InvalidInputError(
+                f"run {above.info.run_id} is already active: end it with runstream.end_run(), or start a nested run "
+                "with start_run(nested=True)"
+            )
+        return above
+
+    def _run_id(self, given: object) -> tuple[str | None, bool, bool]:
         """(run id or None for a new one, whether it was given to the call, whether the status is ours to write)."""
         if given is not None:
             return check_run_id(given), True, True
         inherited = os.environ.get("RUNSTREAM_RUN_ID")
-        if inherited and first and not self._environment_run_used:
+        if inherited and not self._stack and not self._environment_run_used:
             self._environment_run_used = True
             return check_run_id(inherited), False, not _is_helper_rank()
         return None, False, True

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from runstream_schemas import identity
+from runstream_schemas.identity import Version
 from runstream_schemas.limits import MAX_BATCH_METRICS
 
 from .active import Target, tracker
@@ -32,7 +33,7 @@ from .entities import (
 )
 from .errors import InvalidInputError, NotFoundError
 from .events import EventWriter, writer_for
-from .reading import Format, Reader, existing, reader_for
+from .reading import Format, Reader, existing, newest_state, reader_for
 from .recorder import Report
 from .run import input_of
 from .run_artifacts import RunArtifacts
@@ -122,11 +123,16 @@ class Client(ArtifactCalls):
         identifier = self._known_experiment(experiment_id)
         if identifier == identity.DEFAULT_EXPERIMENT_ID:
             raise InvalidInputError("the experiment Default cannot be deleted: delete its runs instead")
-        self._writer.update_experiment(identifier, lifecycle_stage="deleted")
+        self._writer.update_experiment(
+            identifier, lifecycle_stage="deleted", after=self._state("experiment", identifier)
+        )
 
     def restore_experiment(self, experiment_id: str) -> None:
         """Bring a deleted experiment back. Checks that it exists."""
-        self._writer.update_experiment(self._known_experiment(experiment_id), lifecycle_stage="active")
+        identifier = self._known_experiment(experiment_id)
+        self._writer.update_experiment(
+            identifier, lifecycle_stage="active", after=self._state("experiment", identifier)
+        )
 
     def rename_experiment(self, experiment_id: str, new_name: str) -> None:
         """Give an experiment another name; its id stays. Checks that it exists and that the name is free."""
@@ -135,7 +141,7 @@ class Client(ArtifactCalls):
         if identifier == identity.DEFAULT_EXPERIMENT_ID:
             raise InvalidInputError("the experiment Default cannot be renamed")
         self._refuse_taken(name, unless=identifier)
-        self._writer.update_experiment(identifier, name=name)
+        self._writer.update_experiment(identifier, name=name, after=self._state("experiment", identifier))
         tracker.know(self._settings, Target(identifier, name))
 
     def set_experiment_tag(self, experiment_id: str, key: str, value: Any) -> None:
@@ -225,7 +231,13 @@ class Client(ArtifactCalls):
         renamed = check_run_name(name) if name is not None else ""
         self._known_run(run_id)
         over = bool(changed) and RunStatus.is_terminated(changed)
-        self._writer.update_run(run_id, status=changed, ended_at=identity.now_ms() if over else None, name=renamed)
+        self._writer.update_run(
+            run_id,
+            status=changed,
+            ended_at=identity.now_ms() if over else None,
+            name=renamed,
+            after=self._state("run", run_id),
+        )
         if renamed:
             self._writer.set_tags(run_id, {"mlflow.runName": renamed})
         if over:
@@ -245,12 +257,12 @@ class Client(ArtifactCalls):
 
     def delete_run(self, run_id: str) -> None:
         """Delete a run; `restore_run` brings it back. Checks that it exists."""
-        self._writer.update_run(self._known_run(run_id), lifecycle_stage="deleted")
+        self._writer.update_run(self._known_run(run_id), lifecycle_stage="deleted", after=self._state("run", run_id))
         tracker.note_lifecycle(run_id, "deleted")
 
     def restore_run(self, run_id: str) -> None:
         """Bring a deleted run back. Checks that it exists."""
-        self._writer.update_run(self._known_run(run_id), lifecycle_stage="active")
+        self._writer.update_run(self._known_run(run_id), lifecycle_stage="active", after=self._state("run", run_id))
         tracker.note_lifecycle(run_id, "active")
 
     # Logging
@@ -357,6 +369,9 @@ class Client(ArtifactCalls):
 
     def _check(self, what: str, read: Callable[[Reader], T]) -> T | None:
         return existing(self._settings, what, read)
+
+    def _state(self, kind: Literal["run", "experiment"], identifier: str) -> Version | None:
+        return newest_state(self._settings, kind, identifier)
 
     def _known_run(self, run_id: str) -> str:
         identifier = check_run_id(run_id)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from runstream_schemas import identity
+from runstream_schemas.identity import Version
 from runstream_schemas.limits import MAX_BODY_BYTES, MAX_RUN_ID_CHARS
 from runstream_schemas.names import EventName
 
@@ -54,11 +55,16 @@ class EventWriter:
         self.recorder.control("experiment_created", fields)
         self._created.add(experiment_id)
 
-    def update_experiment(self, experiment_id: str, *, name: str = "", lifecycle_stage: str = "") -> None:
-        """Rename, delete (`lifecycle_stage="deleted"`) or restore (`"active"`) an experiment."""
-        self.recorder.control(
-            "experiment_updated", {"experiment_id": experiment_id, "name": name, "lifecycle_stage": lifecycle_stage}
-        )
+    def update_experiment(
+        self, experiment_id: str, *, name: str = "", lifecycle_stage: str = "", after: Version | None = None
+    ) -> None:
+        """Rename, delete (`lifecycle_stage="deleted"`) or restore (`"active"`) an experiment.
+
+        Args:
+            after: the state that was read; the new one gets a newer version.
+        """
+        fields = {"experiment_id": experiment_id, "name": name, "lifecycle_stage": lifecycle_stage}
+        self.recorder.control("experiment_updated", {**fields, **self._version_after(after)})
 
     def tag_experiment(self, experiment_id: str, tags: object, deleted: tuple[str, ...] = ()) -> None:
         """Set and delete tags of an experiment."""
@@ -87,9 +93,20 @@ class EventWriter:
         )
 
     def update_run(
-        self, run_id: str, *, status: str = "", ended_at: int | None = None, name: str = "", lifecycle_stage: str = ""
+        self,
+        run_id: str,
+        *,
+        status: str = "",
+        ended_at: int | None = None,
+        name: str = "",
+        lifecycle_stage: str = "",
+        after: Version | None = None,
     ) -> None:
-        """Change state of a run; what is left out stays."""
+        """Change state of a run; what is left out stays.
+
+        Args:
+            after: the state that was read; the new one gets a newer version.
+        """
         fields = {
             "run_id": run_id,
             "status": check_status(status) if status else "",
@@ -97,7 +114,7 @@ class EventWriter:
             "name": check_run_name(name) if name else "",
             "lifecycle_stage": lifecycle_stage,
         }
-        self.recorder.control("run_updated", fields)
+        self.recorder.control("run_updated", {**fields, **self._version_after(after)})
 
     def log_params(self, run_id: str, params: object) -> dict[str, str]:
         """Log params; all or none. The stored values.
@@ -171,6 +188,12 @@ class EventWriter:
     def purge(self, kind: str, identifier: str) -> None:
         """Remove a run or an experiment for ever; cannot be undone."""
         self.recorder.control("purged", {"kind": kind, "id": identifier})
+
+    def _version_after(self, read: Version | None) -> dict[str, int]:
+        if read is None:
+            return {}
+        mine = self.recorder.next_version()
+        return identity.version_after(read, mine.seq, mine.writer)._asdict()
 
     def _know_params(self, run_id: str, params: Mapping[str, str]) -> None:
         self._params.setdefault(run_id, {}).update(params)

@@ -9,13 +9,15 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
+
+from runstream_schemas.identity import Version
 
 from .config import Settings
 from .entities import Experiment, Metric, PagedList, Run, ViewType
 from .errors import MissingExtraError, RunstreamError, UnavailableError
 
-__all__ = ["Format", "Reader", "close_readers", "existing", "reader_for", "runs_frame"]
+__all__ = ["Format", "Reader", "close_readers", "existing", "newest_state", "reader_for", "runs_frame"]
 
 _LOG = logging.getLogger("runstream")
 T = TypeVar("T")
@@ -60,6 +62,8 @@ class Reader(Protocol):
     def metric_history(self, run_id: str, key: str) -> list[Metric]: ...
 
     def sql(self, query: str, parameters: Mapping[str, Any] | None = None, output_format: Format = "pandas") -> Any: ...
+
+    def rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]: ...
 
     def close(self) -> None: ...
 
@@ -125,6 +129,35 @@ def existing(settings: Settings, what: str, read: Callable[[Reader], T]) -> T | 
     except UnavailableError as exc:
         _LOG.warning("%s could not be checked, going on without: %s", what, exc)
     return None
+
+
+def newest_state(settings: Settings, kind: Literal["run", "experiment"], identifier: str) -> Version | None:
+    """The newest version of what is known of the state of a run (and its experiment) or of an experiment.
+
+    Who changes a state that it has read writes a version above this one, so that a host whose clock is behind is not
+    overruled by what it has seen. None where nothing is known or can be read.
+    """
+    try:
+        found = reader_for(settings).rows(_NEWEST[kind], {"id": identifier})
+    except RunstreamError as exc:
+        _LOG.debug("the state of %s %s is not known: %s", kind, identifier, exc)
+        return None
+    newest = max((int(value) for row in found for value in row), default=0)
+    return Version.unpacked(newest) if newest else None
+
+
+_NEWEST: Final = {
+    # Whole tuple columns in the subquery: under FINAL a subcolumn would come from one part only.
+    "run": """
+        SELECT toString(greatest(r.status.version, r.name.version, r.lifecycle.version, e.lifecycle.version))
+        FROM (SELECT * FROM run_facts FINAL WHERE run_id = {id:String}) AS r
+        LEFT JOIN (SELECT * FROM experiment_facts FINAL) AS e ON e.experiment_id = r.start.experiment_id
+    """,
+    "experiment": """
+        SELECT toString(greatest(e.name.version, e.lifecycle.version, e.last_start.version))
+        FROM (SELECT * FROM experiment_facts FINAL WHERE experiment_id = {id:String}) AS e
+    """,
+}
 
 
 def runs_frame(runs: Sequence[Run]) -> Any:

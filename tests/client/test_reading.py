@@ -143,6 +143,33 @@ def test_experiments_from_birth_to_restoration(data: Path) -> None:
     assert made in {each.experiment_id for each in runstream.search_experiments()}
 
 
+def test_a_state_that_was_read_is_overruled_whatever_the_clock_says(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restoring from a host whose clock is behind writes a version above the deletion that it has seen."""
+    from runstream_schemas import identity
+
+    with runstream.start_run() as run:
+        pass
+    runstream.delete_run(run.info.run_id)
+    assert runstream.get_run(run.info.run_id).info.lifecycle_stage == "deleted"
+    versions: list[identity.Version] = []
+    recorder = tracker.writer().recorder
+    control = recorder.control
+
+    def note(event: object, fields: dict[str, int]) -> identity.Version:
+        versions.append(identity.Version(fields["time_ms"], fields["seq"], fields["writer"]))
+        return control(event, fields)  # type: ignore[arg-type]
+
+    an_hour_ago = identity.now_ms() - 3_600_000
+    monkeypatch.setattr(identity, "now_ms", lambda: an_hour_ago)
+    monkeypatch.setattr(recorder, "control", note)
+    runstream.restore_run(run.info.run_id)
+    assert versions[0].time_ms > an_hour_ago + 3_000_000
+    monkeypatch.undo()
+    assert runstream.get_run(run.info.run_id).info.lifecycle_stage == "active"
+
+
 def test_parents_and_tables_of_several_runs(data: Path) -> None:
     """get_parent_run, and load_table over the experiment."""
     runstream.set_experiment("tables")
