@@ -73,7 +73,7 @@ def _open_browser(url: str) -> None:
 @click.command(cls=Command)
 @_options
 @click.pass_context
-def ui(context: click.Context, **options: Any) -> None:
+def ui(context: click.Context, /, **options: Any) -> None:
     """Run the server and open it in the browser."""
     _serve(context, options, browser=True)
 

@@ -292,16 +292,3 @@ def search_models(
     rows = _filled(reading, artifacts, reading.rows(sql, parameters))
     following = f"{page_token(offset + limit)}.{mark.hexdigest()}" if len(rows) > limit else None
     return rows[:limit], following
-
-
-def linked_models(reading: Reading, run_ids: Sequence[str]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """By run: the `input` and `output` models as MLflow's messages."""
-    sql = """SELECT run_id, direction, model_id, step FROM run_models WHERE run_id IN {ids:Array(String)}
-        ORDER BY run_id, direction, logged_at, model_id"""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for run_id, direction, model_id, step in reading.rows(sql, {"ids": list(run_ids)}, ()):
-        entry: dict[str, Any] = {"model_id": model_id}
-        if direction == "output":
-            entry["step"] = int(step)
-        found.setdefault(run_id, {}).setdefault(direction, []).append(entry)
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -9,8 +10,7 @@ from typing import Any, Final
 from runstream_schemas.names import CONTROL, STREAMS, Stream
 
 from .artifact_root import ArtifactRoot
-from .model_rows import linked_models
-from .state import ExperimentState, Reading, RunState
+from .state import ExperimentState, Reading, Row, RunState
 
 _RUN_COLUMNS: Final = """run_id, experiment_id, name, user, status, toUnixTimestamp64Milli(started_at),
     if(ended_at IS NULL, -1, toUnixTimestamp64Milli(assumeNotNull(ended_at))), artifact_uri, lifecycle_stage"""
@@ -39,13 +39,34 @@ def _run_states(
     ]
 
 
-def _params_and_tags(reading: Reading, states: Sequence[RunState]) -> None:
+_FACTS: Final = """
+    SELECT 'param' AS kind, run_id, key, value, toFloat64(0) AS number, toInt64(0) AS time, toInt64(0) AS step
+    FROM params WHERE run_id IN {ids:Array(String)}
+    UNION ALL SELECT 'tag', run_id, key, value, 0, 0, 0 FROM tags WHERE run_id IN {ids:Array(String)}"""
+_MORE_FACTS: Final = """
+    UNION ALL SELECT 'metric', run_id, key, '', value, toUnixTimestamp64Milli(timestamp), step
+    FROM latest_metrics WHERE run_id IN {ids:Array(String)}
+    UNION ALL SELECT 'input', run_id, name, toJSONString([digest, source_type, source, schema, profile, context,
+        toJSONString(tags)]), 0, toUnixTimestamp64Milli(logged_at), 0
+    FROM inputs WHERE run_id IN {ids:Array(String)}
+    UNION ALL SELECT direction, run_id, model_id, 'model', 0, toUnixTimestamp64Milli(logged_at), step
+    FROM run_models WHERE run_id IN {ids:Array(String)}"""
+
+
+def _fill(reading: Reading, states: Sequence[RunState], *, everything: bool) -> dict[str, list[Row]]:
+    """Read params and tags into `states`; and, with `everything`, the other facts, by run. One query for all."""
     by_id = {state.run_id: state for state in states}
-    ids = {"ids": list(by_id)}
-    for view in ("params", "tags"):
-        sql = f"SELECT run_id, key, value FROM {view} WHERE run_id IN {{ids:Array(String)}} ORDER BY run_id, key"
-        for run_id, key, value in reading.rows(sql, ids, ()):
-            getattr(by_id[run_id], view)[key] = value
+    sql = f"SELECT * FROM ({_FACTS}{_MORE_FACTS if everything else ''}) ORDER BY run_id, kind, time, key"
+    others: dict[str, list[Row]] = {}
+    for row in reading.rows(sql, {"ids": list(by_id)}, ()):
+        kind, run_id, key, value = row[:4]
+        if kind == "param":
+            by_id[run_id].params[key] = value
+        elif kind == "tag":
+            by_id[run_id].tags[key] = value
+        else:
+            others.setdefault(run_id, []).append(row)
+    return others
 
 
 def run_state(reading: Reading, artifacts: ArtifactRoot, run_id: str) -> RunState | None:
@@ -53,39 +74,38 @@ def run_state(reading: Reading, artifacts: ArtifactRoot, run_id: str) -> RunStat
     states = _run_states(reading, artifacts, [run_id], (CONTROL,))
     if not states:
         return None
-    _params_and_tags(reading, states)
+    _fill(reading, states, everything=False)
     return states[0]
 
 
-def _metrics(reading: Reading, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    sql = """SELECT run_id, key, value, toUnixTimestamp64Milli(timestamp), step FROM latest_metrics
-        WHERE run_id IN {ids:Array(String)} ORDER BY run_id, key"""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for run_id, key, value, timestamp, step in reading.rows(sql, {"ids": list(ids)}, ()):
-        found.setdefault(run_id, []).append(
-            {"key": key, "value": value, "timestamp": int(timestamp), "step": int(step)}
-        )
-    return found
+def _input(name: str, packed: str) -> dict[str, Any]:
+    digest, source_type, source, schema, profile, context, tags = json.loads(packed)
+    dataset = {"name": name, "digest": digest, "source_type": source_type, "source": source}
+    if schema:
+        dataset["schema"] = schema
+    if profile:
+        dataset["profile"] = profile
+    all_tags = {**json.loads(tags), **({_CONTEXT_TAG: context} if context else {})}
+    entry: dict[str, Any] = {"dataset": dataset}
+    if all_tags:
+        entry["tags"] = [{"key": key, "value": value} for key, value in all_tags.items()]
+    return entry
 
 
-def _inputs(reading: Reading, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    sql = """SELECT run_id, name, digest, source_type, source, schema, profile, context, tags FROM inputs
-        WHERE run_id IN {ids:Array(String)} ORDER BY run_id, logged_at, name, digest"""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for run_id, name, digest, source_type, source, schema, profile, context, tags in reading.rows(
-        sql, {"ids": list(ids)}, ()
-    ):
-        dataset = {"name": name, "digest": digest, "source_type": source_type, "source": source}
-        if schema:
-            dataset["schema"] = schema
-        if profile:
-            dataset["profile"] = profile
-        all_tags = {**tags, **({_CONTEXT_TAG: context} if context else {})}
-        entry: dict[str, Any] = {"dataset": dataset}
-        if all_tags:
-            entry["tags"] = [{"key": key, "value": value} for key, value in all_tags.items()]
-        found.setdefault(run_id, []).append(entry)
-    return found
+def _message(state: RunState, facts: Sequence[Row]) -> dict[str, Any]:
+    metrics: list[dict[str, Any]] = []
+    inputs: list[dict[str, Any]] = []
+    models: dict[str, list[dict[str, Any]]] = {}
+    for kind, _, key, value, number, time, step in facts:
+        if kind == "metric":
+            metrics.append({"key": key, "value": finite(number), "timestamp": int(time), "step": int(step)})
+        elif value == "model":
+            models.setdefault(kind, []).append(
+                {"model_id": key, "step": int(step)} if kind == "output" else {"model_id": key}
+            )
+        else:
+            inputs.append(_input(key, value))
+    return run_message(state, metrics, inputs, models)
 
 
 def run_message(
@@ -120,15 +140,8 @@ def run_messages(
     by_id = {state.run_id: state for state in _run_states(reading, artifacts, ids, wait)}
     if not by_id:
         return []
-    _params_and_tags(reading, list(by_id.values()))
-    metrics = _metrics(reading, list(by_id))
-    inputs = _inputs(reading, list(by_id))
-    models = linked_models(reading, list(by_id))
-    return [
-        run_message(by_id[run_id], metrics.get(run_id, ()), inputs.get(run_id, ()), models.get(run_id))
-        for run_id in ids
-        if run_id in by_id
-    ]
+    facts = _fill(reading, list(by_id.values()), everything=True)
+    return [_message(by_id[run_id], facts.get(run_id, ())) for run_id in ids if run_id in by_id]
 
 
 def experiment_states(

@@ -75,7 +75,7 @@ class Server:
         executor = ThreadPoolExecutor(settings.read_threads, thread_name_prefix="runstream-read")
         parts = self.parts = open_parts(settings)
         try:
-            self._appender = EventAppender(parts.transport)
+            self._appender = EventAppender(parts.transport, immediate=parts.immediate)
             self._backend = Backend(
                 parts.reading,
                 self._appender,

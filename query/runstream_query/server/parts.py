@@ -27,6 +27,8 @@ class Parts:
     reading: StoreReading
     artifacts: ArtifactRoot
     spool_folder: Path | None
+    immediate: bool
+    """The transport acknowledges within `send`."""
 
     def warm(self) -> None:
         """Bring the store up, so that the first request does not wait for it; trouble is told and left to requests."""
@@ -81,6 +83,7 @@ def open_parts(settings: ServerSettings) -> Parts:
         reading=open_reading(addresses),
         artifacts=ArtifactRoot(root.rstrip("/"), served=settings.serve_artifacts),
         spool_folder=spool,
+        immediate=directory is not None,
     )
 
 
