@@ -146,3 +146,11 @@ def test_folders_of_the_map_exist() -> None:
     for row in re.findall(r"^\| (`.+?)\| ", section, re.MULTILINE):
         for name in re.findall(r"`([^`]+)`", row):
             assert (REPOSITORY / name).exists(), name
+
+
+def test_every_benchmark_is_listed() -> None:
+    """bench/README.md names every benchmark, and the README's figures come from benchmarks that exist."""
+    listed = (REPOSITORY / "bench" / "README.md").read_text("utf-8")
+    files = {f"bench/{file.name}" for file in (REPOSITORY / "bench").glob("*.py")}
+    assert {name for name in files if f"`{name}`" not in listed} == set()
+    assert set(re.findall(r"`(bench/\w+\.py)", README + listed)) <= files
