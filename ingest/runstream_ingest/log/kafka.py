@@ -256,9 +256,6 @@ class KafkaLog:
             self._say_away(exc)
             return None
         self._away = False
-        # Without the topics' metadata the group's leader would hand out nothing until the next rebalance.
-        for name in sorted(self._streams):
-            self._consumer.partitions_for_topic(name)
         self._consumer.subscribe(sorted(self._streams), listener=_listener(self))
         return self._consumer
 
