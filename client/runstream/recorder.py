@@ -119,7 +119,6 @@ class Recorder:
         self._tally = Tally()
         self._retired: list[_Outlet] = []
         self._thread: threading.Thread | None = None
-        self._stopping = False
         self._drainers = 0
         self._next_chores = 0.0
         self._unsynced = False
@@ -269,9 +268,8 @@ class Recorder:
                 self._retired.append(outlet)
         complete = self._wait(lambda: not self._retired, list(self._retired), timeout_seconds, retiring=True)
         with self._moved:
-            self._stopping = True
+            thread, self._thread = self._thread, None
             self._moved.notify_all()
-        thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(max(1.0, min(5.0, timeout_seconds)))
         if self._driving.acquire(timeout=1.0):
@@ -279,14 +277,16 @@ class Recorder:
                 for left in self._retired:
                     left.journal.leave()
                 self._retired.clear()
+                recovery, self._recovery = self._recovery, None
+                if recovery is not None:
+                    recovery.stop()
                 transport, self._transport = self._transport, None
                 if transport is not None:
                     with contextlib.suppress(Exception):
                         transport.close(1.0)
             finally:
                 self._driving.release()
-        self._thread = None
-        self._stopping = False
+        self._revive()
         if not complete:
             log.warning(
                 "runstream: not everything could be delivered in %.0f s (%s). The rest waits in the journal and is "
@@ -339,6 +339,12 @@ class Recorder:
 
     # -- the delivery thread
 
+    def _revive(self) -> None:
+        """Have a thread again if somebody logged while the old one was being stopped."""
+        with self._lock:
+            if self._outlet is not None:
+                self._start_thread()
+
     def _has_thread(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
@@ -347,11 +353,11 @@ class Recorder:
             return
         thread = threading.Thread(target=self._run, name="runstream-delivery", daemon=True)
         self._recovery_at = time.monotonic() + RECOVERY_DELAY_SECONDS
+        self._thread = thread
         try:
             thread.start()
         except RuntimeError:  # the interpreter is going down: what is logged now waits in the journal
-            return
-        self._thread = thread
+            self._thread = None
 
     def _run(self) -> None:
         me = threading.current_thread()
@@ -359,12 +365,10 @@ class Recorder:
             from runstream_schemas import codec
 
             codec.schemas()
-        while self._thread in (None, me):
+        while self._thread is me:
             pause = self._round()
             with self._moved:
-                if self._stopping:
-                    return
-                if pause > 0.0:
+                if pause > 0.0 and self._thread is me:
                     self._moved.wait(pause)
 
     def _round(self) -> float:

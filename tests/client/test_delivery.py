@@ -749,3 +749,65 @@ os.kill(os.getpid(), 9)
         assert report.journals == 1 and steps_by_key(tmp_path / "data") == {"parent": [1]}
     finally:
         stop.write_text("")
+
+
+def test_the_module_function_in_a_forked_child(tmp_path: Path) -> None:
+    """The global fast path of the child does not write into the parent's journal."""
+    program = (
+        PROLOGUE
+        + """
+from runstream import hot
+hot.activate(run)
+for step in range(100): hot.log_metric("k", 1.0, step)
+pid = os.fork()
+if not pid:
+    for step in range(100, 200): hot.log_metric("k", 1.0, step)
+    hot.log_metrics({"k": 1.0, "l": 1.0}, 200)
+    sys.exit(0)
+for step in range(300, 400): hot.log_metric("k", 1.0, step)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    )
+    run_program(program, tmp_path)
+    assert steps_by_key(tmp_path) == {"k": [*range(201), *range(300, 400)], "l": [200]}
+
+
+def test_somebody_logs_while_it_is_closed(stage: Stage) -> None:
+    """Points logged by another thread during close are delivered then or afterwards, without a further call."""
+    stop = threading.Event()
+    count = 0
+
+    def work() -> None:
+        nonlocal count
+        while not stop.is_set():
+            stage.channel.log_metric("k", 1.0, count)
+            count += 1
+            time.sleep(0.0002)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(10):
+        assert stage.recorder.close(SECONDS).complete
+        time.sleep(0.01)
+    stop.set()
+    thread.join()
+    wait_for(lambda: len(stage.points()) == count)
+    assert sorted(point[1] for point in stage.points()) == list(range(count))
+
+
+def test_a_bug_in_the_transport_does_not_end_delivery(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception that no transport should raise is logged once, and the same events are sent again."""
+    send = stage.log.send
+    failures = iter([RuntimeError("bug"), ZeroDivisionError("bug")])
+
+    def broken(events: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return send(events)
+
+    stage.log.send = broken  # type: ignore[method-assign]
+    for step in range(1000):
+        stage.channel.log_metric("k", 1.0, step)
+    assert stage.recorder.flush(SECONDS).complete
+    assert [point[1] for point in stage.points()] == list(range(1000))
+    assert sum("unexpected error" in record.getMessage() for record in caplog.records) == 1

@@ -30,6 +30,10 @@ def control_base(name: str) -> int | None:
     return base_offset(name.removeprefix(CONTROL_PREFIX))
 
 
+_sync: Final = getattr(os, "fdatasync", os.fsync)
+"""macOS has only fsync."""
+
+
 class ControlFile:
     """Appended to under the journal's lock; read by the delivery thread."""
 
@@ -110,7 +114,7 @@ class ControlFile:
             OSError: the disk failed.
         """
         if self._fd >= 0:
-            os.fdatasync(self._fd)
+            _sync(self._fd)
 
     def close(self) -> None:
         """Close the file."""

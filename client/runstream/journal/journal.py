@@ -98,6 +98,7 @@ class Journal:
         self.dropped_points = 0
         """Of memory segments that went before they were delivered; an estimate from their bytes."""
         self._warned: set[str] = set()
+        self._synced: tuple[int, ...] = ()
         self.closed = False
         self.current = self._adopt(self._new_segment())
         self.segments[self.current.number] = self.current
@@ -261,8 +262,15 @@ class Journal:
 
     def sync(self) -> None:
         """Make everything written before safe from power loss: at most the last second is lost then."""
-        for part in (self.names, self.control, self.current):
-            with contextlib.suppress(OSError):
+        current = self.current
+        written = (len(self.names.table), self.control.end, current.number, current.end())
+        if written == self._synced:
+            return
+        before, self._synced = self._synced, written
+        since = before[2] if before else 0
+        finished = [part for number, part in sorted(self.segments.items()) if since <= number < current.number]
+        for part in (self.names, self.control, *finished, current):
+            with contextlib.suppress(OSError, ValueError):
                 part.sync()
 
     def tidy(self, acknowledged_control: int) -> None:

@@ -18,6 +18,8 @@ NAMES_FILE: Final = "names"
 
 Name = tuple[str, str | tuple[str, ...]]
 """(run id, metric key) or, for a call, (run id, keys in the order of its values)"""
+_sync: Final = getattr(os, "fdatasync", os.fsync)
+"""macOS has only fsync."""
 
 
 class Names:
@@ -64,7 +66,7 @@ class Names:
             OSError: the disk failed.
         """
         if self._fd >= 0:
-            os.fdatasync(self._fd)
+            _sync(self._fd)
 
     def close(self) -> None:
         """Close the file."""

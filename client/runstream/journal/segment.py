@@ -7,6 +7,7 @@ GIL.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import struct
@@ -24,6 +25,8 @@ HEADER_BYTES: Final = 64
 MAX_SEGMENT_BYTES: Final = 4 * 1024 * 1024
 _ZEROS: Final = bytes(256 * 1024)
 _SUFFIX: Final = ".seg"
+_sync: Final = getattr(os, "fdatasync", os.fsync)
+"""macOS has only fsync."""
 
 
 def segment_file(number: int) -> str:
@@ -63,7 +66,7 @@ class Segment:
         try:
             try:
                 # A sparse file on a full disk would kill the process with SIGBUS at the first touch.
-                os.posix_fallocate(fd, 0, size)
+                _allocate(fd, size)
                 # Written, not touched: pwrite releases the GIL, touching would stall training for milliseconds.
                 at = 0
                 while at < size:
@@ -120,7 +123,7 @@ class Segment:
         if self.path is not None:
             fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                os.fdatasync(fd)
+                _sync(fd)
             finally:
                 os.close(fd)
 
@@ -134,6 +137,17 @@ class Segment:
         if self.path is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
+
+
+def _allocate(fd: int, size: int) -> None:
+    """Reserve the blocks, where the file system can; elsewhere the zeros that are written next take them."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except AttributeError:  # macOS
+        return
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
 
 
 def _free_threaded() -> bool:

@@ -246,14 +246,14 @@ class Source:
             self._block, self._counts = HEADER_BYTES, {}
 
     def _read_plain(self, part: PlainPart, max_bytes: int) -> Parcel | None:
+        offset = self._at.metrics.offset
         try:
             end = part.end()
-        except ValueError:  # unmapped: thinned or dropped while we looked
+            if offset >= end:
+                return None
+            batches, offset = self._parse(part, offset, end, max_bytes)
+        except ValueError:  # unmapped: dropped from memory while we looked
             return None
-        offset = self._at.metrics.offset
-        if offset >= end:
-            return None
-        batches, offset = self._parse(part, offset, end, max_bytes)
         now = self._now()
         events = [batch_event(batch, self._writer, now) for batch in batches]
         self._at = End(self._at.control, Position(part.number, offset))

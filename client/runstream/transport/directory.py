@@ -34,6 +34,8 @@ _MARK: Final = struct.Struct("<qqq")
 _MARK_CHECK: Final = 0x52534D41524B
 _READ_BYTES: Final = 1 << 20
 _FILE: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+_sync: Final = getattr(os, "fdatasync", os.fsync)
+"""macOS has only fsync."""
 
 
 class _Done:
@@ -150,7 +152,7 @@ class _Stream:
     def sync(self) -> None:
         if self._unsynced and self._fd >= 0:
             self._unsynced = False
-            os.fdatasync(self._fd)
+            _sync(self._fd)
             if self._new_entry:
                 self._new_entry = False
                 _sync_folder(self._folder)
@@ -276,7 +278,7 @@ class _Stream:
         self._base = base
         if old >= 0:
             if self._unsynced:
-                os.fdatasync(old)
+                _sync(old)
             os.close(old)
 
     def _read_mark(self) -> tuple[int, int] | None:
