@@ -125,7 +125,7 @@ FROM landing_run_started WHERE reason != '';
 CREATE TABLE IF NOT EXISTS landing_run_updated
 (
     log_partition Int32, log_offset Int64, log_time Int64, log_mark Int64,
-    run_id String, status String, ended_at Int64, name String, lifecycle_stage String,
+    run_id String, status String, ended_at Int64 DEFAULT -1, name String, lifecycle_stage String,
     time_ms Int64, seq Int64, writer Int64,
     version UInt128 MATERIALIZED bitOr(bitOr(bitShiftLeft(toUInt128(least(time_ms, log_time)), 64), bitShiftLeft(toUInt128(bitAnd(seq, 4294967295)), 32)), toUInt128(bitAnd(writer, 4294967295))),
     reason LowCardinality(String) MATERIALIZED multiIf(

@@ -128,9 +128,10 @@ FROM points FINAL
 WHERE run_id NOT IN (SELECT run_id FROM purged_runs);
 
 CREATE OR REPLACE VIEW latest_metrics AS
-SELECT run_id, key, last.step AS step, last.timestamp AS timestamp, if(last.is_nan, nan, last.value) AS value, min, max
-FROM (SELECT run_id, key, last, min, max FROM rollup FINAL)
-WHERE run_id NOT IN (SELECT run_id FROM purged_runs);
+SELECT r.run_id AS run_id, r.key AS key, r.last.step AS step, r.last.timestamp AS timestamp,
+    if(r.last.is_nan, nan, r.last.value) AS value, CAST(r.min, 'Float64') AS min, CAST(r.max, 'Float64') AS max
+FROM (SELECT run_id, key, last, min, max FROM rollup FINAL) AS r
+WHERE r.run_id NOT IN (SELECT run_id FROM purged_runs);
 
 CREATE OR REPLACE VIEW inputs AS
 SELECT run_id, name, digest, latest.source_type AS source_type, latest.source AS source, latest.schema AS schema,
