@@ -87,6 +87,8 @@ class KafkaLog:
         self._ends: dict[Place, int] = {}
         self._paused = False
         self._away = False
+        self._joined = False
+        """The topics are known, so that the group may be joined."""
         self._closed = False
 
     def assigned(self) -> frozenset[Place]:
@@ -126,7 +128,7 @@ class KafkaLog:
 
     def poll(self, timeout_seconds: float) -> Sequence[LogRecord | Unreadable]:
         self._watch.check()
-        consumer = self._connect(timeout_seconds)
+        consumer = self._connect()
         if consumer is None:
             return ()
         self._flush_commits()
@@ -218,9 +220,11 @@ class KafkaLog:
 
     # -- connection and group
 
-    def _connect(self, timeout_seconds: float) -> KafkaConsumer | None:
-        if self._consumer is not None or self._closed:
-            return self._consumer
+    def _connect(self) -> KafkaConsumer | None:
+        if self._consumer is not None and not self._closed:
+            return self._consumer if self._joined or self._know_topics(self._consumer) else None
+        if self._closed:
+            return None
         from kafka import KafkaConsumer
         from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
@@ -257,7 +261,22 @@ class KafkaLog:
             return None
         self._away = False
         self._consumer.subscribe(sorted(self._streams), listener=_listener(self))
-        return self._consumer
+        return self._consumer if self._know_topics(self._consumer) else None
+
+    def _know_topics(self, consumer: KafkaConsumer) -> bool:
+        """Wait for the topics' metadata before the group is joined.
+
+        A leader that joins without it hands out nothing, and where the metadata comes just then, kafka-python 3.0.12
+        believes that it was handed out (its two snapshots are equal) and never does it again.
+        """
+        deadline = time.monotonic() + _CONNECT_SECONDS
+        while not all(consumer._cluster.partitions_for_topic(name) for name in self._streams):
+            if time.monotonic() > deadline:
+                return False
+            consumer._cluster.request_update()
+            time.sleep(0.02)
+        self._joined = True
+        return True
 
     def _taken(self, partitions: Iterable[TopicPartition]) -> None:
         """Rebalance listener: these are not ours any more. Kafka's thread."""
