@@ -18,6 +18,7 @@ from runstream_query.api.backend import Backend
 from runstream_query.api.errors import ApiError
 from runstream_query.api.routing import Endpoint, EndpointTable
 from runstream_query.api.wire import error_response
+from runstream_query.store import Locator
 
 from .access_log import AccessLog
 from .appender import EventAppender
@@ -28,6 +29,7 @@ from .operations import OPERATIONS, Operations
 from .parts import Parts, open_parts
 from .problems import answer
 from .settings import ServerSettings
+from .sql import SqlProxy
 from .telemetry import Telemetry
 
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -59,6 +61,15 @@ class Server:
         if self._backend is None:
             raise ApiError("TEMPORARILY_UNAVAILABLE", "The server is starting or stopping.", retry_after_seconds=1)
         return self._backend
+
+    def sql_locator(self) -> Locator | None:
+        """Who answers SQL over HTTP."""
+        return None if self.parts is None else self.parts.sql
+
+    def wait(self) -> None:
+        """Return once everything logged before the call is visible; blocks."""
+        if self.parts is not None:
+            self.parts.reading.wait()
 
     def gather(self) -> None:
         """Bring the gauges up to date."""
@@ -124,6 +135,7 @@ def create_app(settings: ServerSettings) -> ASGIApp:
     table = EndpointTable(server.backend, ENDPOINTS, answer)
     app.router.routes.insert(0, table)
     app.include_router(Operations(server).router)
+    app.router.routes.extend(SqlProxy(server.sql_locator, server.wait).routes())
     describe(app, ENDPOINTS)
     return Gateway(app, settings, server.authenticator, server.telemetry, server.access_log)
 

@@ -25,7 +25,7 @@ from .auth import ANONYMOUS, Authenticator, Principal, Role
 from .settings import ServerSettings
 from .telemetry import Telemetry
 
-OPEN_PATHS: Final = frozenset({"/health", "/ready", "/version"})
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/version", "/ping"})
 _UPLOADS: Final = "/mlflow-artifacts/artifacts/"
 _WRITING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _REQUEST_ID = re.compile(rb"[\w-]{1,64}\Z")
@@ -49,7 +49,7 @@ class _DisconnectedError(Exception):
 
 def needed_role(method: str, path: str) -> Role:
     """The role that a request needs: writing methods write, but searches sent by POST and SQL read."""
-    if method not in _WRITING or path.endswith(_READING_POSTS) or path in ("/", "/sql"):
+    if method not in _WRITING or path.endswith(_READING_POSTS) or path == "/":
         return "read"
     return "write"
 

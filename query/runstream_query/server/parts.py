@@ -12,6 +12,8 @@ from runstream.delivery import open_transport
 from runstream.errors import RunstreamError, SettingsError
 from runstream.transport import Transport, TransportError
 from runstream_query.api.artifact_root import ArtifactRoot
+from runstream_query.local import LocalStore
+from runstream_query.store import Locator, StoreAddress
 
 from .reading import StoreReading, open_reading
 from .settings import ServerSettings
@@ -29,6 +31,8 @@ class Parts:
     spool_folder: Path | None
     immediate: bool
     """The transport acknowledges within `send`."""
+    sql: Locator | None
+    """The store that answers SQL over HTTP, with a reader's rights; None where that is not offered."""
 
     def warm(self) -> None:
         """Bring the store up, so that the first request does not wait for it; trouble is told and left to requests."""
@@ -69,6 +73,26 @@ def client_settings(settings: ServerSettings) -> Settings:
     return found
 
 
+class _Fixed:
+    """A ClickHouse server at a fixed address."""
+
+    def __init__(self, address: StoreAddress) -> None:
+        self._address = address
+
+    def locate(self, timeout_seconds: float) -> StoreAddress:
+        return self._address
+
+
+def _sql_locator(settings: ServerSettings, addresses: Settings) -> Locator | None:
+    """Who answers SQL: never the credentials of RUNSTREAM_STORE_URI, which may be able to write."""
+    if settings.sql_uri is not None:
+        return _Fixed(StoreAddress.parse(settings.sql_uri))
+    directory = addresses.data_directory
+    if directory is None or addresses.store_uri is not None:
+        return None
+    return LocalStore(directory, addresses.artifact_root)
+
+
 def open_parts(settings: ServerSettings) -> Parts:
     """Open the connections; the store is reached for at the first read."""
     addresses = client_settings(settings)
@@ -84,6 +108,7 @@ def open_parts(settings: ServerSettings) -> Parts:
         artifacts=ArtifactRoot(root.rstrip("/"), served=settings.serve_artifacts),
         spool_folder=spool,
         immediate=directory is not None,
+        sql=_sql_locator(settings, addresses),
     )
 
 

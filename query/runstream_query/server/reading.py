@@ -54,6 +54,10 @@ class StoreReading:
         )
         return [experiment.experiment_id for experiment in page], page.token
 
+    def wait(self) -> None:
+        """Return once everything logged before the call is visible."""
+        self._reader.wait()
+
     def close(self) -> None:
         """Close the store's connection."""
         self._reader.close()

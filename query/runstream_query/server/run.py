@@ -27,6 +27,7 @@ def _bind(settings: ServerSettings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
+        listener.listen(1024)  # from now on connections wait for us instead of failing
     except OSError as exc:
         listener.close()
         raise SettingsError(

@@ -38,6 +38,12 @@ class ServerSettings(BaseSettings):
     allowed_origins: tuple[str, ...] = Field(
         default=(), description="Web origins (https://host) besides our own that may send writing requests."
     )
+    sql_uri: str | None = Field(
+        default=None,
+        repr=False,
+        description="ClickHouse user for SQL over HTTP, clickhouse://reader:password@host:8443/db (secret); it must"
+        " only have reading rights. A data directory needs none.",
+    )
     serve_artifacts: bool = Field(default=True, description="Serve artifacts below the root through this server.")
     max_body_bytes: int = Field(default=32 << 20, ge=1 << 20, description="Largest request body, uploads aside.")
     max_artifact_bytes: int = Field(default=50 << 30, ge=1, description="Largest uploaded artifact.")
