@@ -60,6 +60,7 @@ _BY_NAME: Final = {
     "MissingExtraError": ExitCode.MISSING_PART,
     "UnavailableError": ExitCode.UNAVAILABLE,
     "TransportError": ExitCode.UNAVAILABLE,
+    "TopicsError": ExitCode.UNAVAILABLE,
     "StoreBusy": ExitCode.UNAVAILABLE,
     "InvalidInputError": ExitCode.USAGE,
     "SettingsError": ExitCode.USAGE,
