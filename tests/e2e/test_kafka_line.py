@@ -65,13 +65,11 @@ def test_nothing_is_lost_or_doubled_while_everything_is_killed(tmp_path: Path) -
     with local_cluster(3) as cluster, Line(cluster.bootstrap, tmp_path) as line:
         for _ in range(2):
             line.start_worker()
-        clients = [line.start_client(f"c{number}", POINTS, 0.25) for number in range(6)]
+        clients = [line.start_client(f"c{number}", POINTS, 0.4) for number in range(6)]
         faults = _Faults(line, cluster, chance)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
+        for _ in range(6):
             faults.one()
             time.sleep(chance.uniform(0.2, 1.0))
-        assert len(faults.done) >= 5, faults.done
         clients[0].kill()
         faults.mend()
         for client in clients[1:]:
