@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from runstream_schemas.layout import DataDirectory, ServerAddress
+from tests.services import used
+from tests.services.kafka import require_local_kafka
 
 pytestmark = [pytest.mark.chdb, pytest.mark.timeout(300)]
 
@@ -110,10 +112,14 @@ def test_demo_in_json_with_few_processes(tmp_path: Path) -> None:
 @pytest.mark.kafka
 def test_demo_on_kafka(tmp_path: Path) -> None:
     """The same through a real broker and worker, and nothing is left running."""
+    require_local_kafka()
     script = Path(__file__).resolve().parents[2] / "deploy" / "local" / "kafka_demo.py"
     done = subprocess.run(
         shlex.join([sys.executable, str(script)]),
         shell=True, cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    broker = re.search(r"broker (\S+) at ", done.stdout)
+    assert broker is not None
+    used.record("kafka", f"Apache Kafka {broker[1]} local")
     assert "Both answers are the same." in done.stdout
