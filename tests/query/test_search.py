@@ -88,16 +88,13 @@ _number_tests = st.one_of(
     st.tuples(st.sampled_from(["=", "!=", "<", "<=", ">", ">="]), _numbers).map(" ".join),
     st.sampled_from(["IS NULL", "IS NOT NULL"]),
 )
+_text_fields = [f"{entity}.{_name(key)}" for entity in ("params", "tags") for key in [*KEYS, "none"]]
+_times = st.sampled_from(["start_time", "end_time"])
 _comparisons = st.one_of(
     st.tuples(st.sampled_from([f"metrics.{_name(key)}" for key in [*KEYS, "none"]]), _number_tests).map(" ".join),
-    st.tuples(
-        st.sampled_from([f"{entity}.{_name(key)}" for entity in ("params", "tags") for key in [*KEYS, "none"]]),
-        _text_tests,
-    ).map(" ".join),
-    st.tuples(st.sampled_from(["start_time", "end_time"]), _number_tests).map(" ".join),
-    st.tuples(st.sampled_from(["start_time", "end_time"]), st.sampled_from(["> 1500", "<= 5000", "= 2000"])).map(
-        " ".join
-    ),
+    st.tuples(st.sampled_from(_text_fields), _text_tests).map(" ".join),
+    st.tuples(_times, _number_tests).map(" ".join),
+    st.tuples(_times, st.sampled_from(["> 1500", "<= 5000", "= 2000"])).map(" ".join),
     st.tuples(
         st.sampled_from(["run_name", "user_id", "run_id", "artifact_uri", "parent_run_id", "source_name"]), _text_tests
     ).map(" ".join),
@@ -118,6 +115,7 @@ _filters = st.recursive(
     max_leaves=5,
 )
 _fields = [f"{entity}.{_name(key)}" for entity in ("metrics", "params", "tags") for key in [*KEYS, "none"]]
+_attributes = ["start_time", "end_time", "run_name", "status", "user_id", "run_id", "parent_run_id"]
 _orders = st.lists(
     st.tuples(
         st.sampled_from(
