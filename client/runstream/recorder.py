@@ -123,6 +123,7 @@ class Recorder:
         self._next_chores = 0.0
         self._unsynced = False
         self._failed_before = False
+        self._rounds = 0
         self._recovery: Any = None
         self._recovery_at: float | None = None
         self._thinned_reported: dict[str, int] = {}
@@ -407,8 +408,10 @@ class Recorder:
                 self._finish(outlet)
                 moved = True
         self._chores(outlets)
-        if not moved and not draining:
-            moved = self._recover()
+        self._rounds += 1
+        # Also beside a training loop that never rests: who has taken an orphan must bring it to its end.
+        if not draining and (not moved or self._rounds % 4 == 0):
+            moved = self._recover() or moved
         if draining:
             return 0.0 if moved else 0.005
         return BUSY_PAUSE_SECONDS if moved else rest

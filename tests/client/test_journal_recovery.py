@@ -209,6 +209,54 @@ def test_a_crowd_of_recoverers(data: Path, model: Path) -> None:
     assert os.listdir(data / "journal") == []
 
 
+def test_a_reader_waits_for_another_recoverer(data: Path, journal: Path) -> None:
+    """Who asks right after a kill sees everything, also if another process took the journal a moment before."""
+    import threading
+
+    log = MemoryTransport()
+    other = Recovery(settings_of(data), [data / "journal"])
+    other.step(lambda: log, 3000)
+    reports: list[RecoveryReport] = []
+    reader = threading.Thread(target=lambda: reports.append(recover(settings_of(data), SECONDS)))
+    reader.start()
+    reader.join(0.2)
+    assert reader.is_alive(), "it waits"
+    while not other.finished:
+        other.step(lambda: log, 3000)
+    reader.join(SECONDS)
+    assert not reader.is_alive() and reports == [RecoveryReport()]
+    assert sum(len(codec.decode(event.fingerprint, event.body)[1]["values"]) for event in log.metrics) == POINTS + 2
+
+
+def test_a_reader_takes_over_from_a_recoverer_that_gives_up(data: Path, journal: Path) -> None:
+    """It stopped, or was killed: its lock is free, and the reader goes on from its progress."""
+    other = Recovery(settings_of(data), [data / "journal"])
+    other.step(MemoryTransport, 3000)
+    assert recover(settings_of(data), 0.1).unfinished == [str(journal)]
+    other.stop()
+    assert recover(settings_of(data), SECONDS).journals == 1
+
+
+def test_recovery_goes_on_beside_a_busy_training_loop(data: Path, journal: Path) -> None:
+    """A process that logs without a pause still delivers the orphan that it has taken."""
+    from runstream.recorder import Recorder
+
+    log = MemoryTransport()
+    recorder = Recorder(settings_of(data), lambda settings: log)
+    channel = recorder.run_channel("2" * 32)
+    deadline = time.monotonic() + SECONDS
+    count = 0
+    while journal.exists():
+        assert time.monotonic() < deadline
+        channel.log_metric("busy", 1.0, count)
+        count += 1
+        if count % 100 == 0:
+            time.sleep(0.0002)
+    recorder.close(SECONDS)
+    values = [len(codec.decode(event.fingerprint, event.body)[1]["values"]) for event in log.metrics]
+    assert sum(values) == POINTS + 2 + count
+
+
 def last_used_segment(journal: Path) -> Path:
     used = [path for path in journal.glob("*.seg") if path.read_bytes()[HEADER_BYTES:].strip(b"\0")]
     return max(used)

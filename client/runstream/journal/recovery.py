@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ from .source import End, Source
 __all__ = ["KEPT_FOLDER", "Orphan", "Recovery", "RecoveryReport", "recover", "recover_all"]
 
 KEPT_FOLDER: Final = "kept"
+RECOVERING_FILE: Final = "recovering"
+"""Tells a journal that somebody recovers from one whose process lives: both are locked."""
 ABANDONED_DRAFT_SECONDS: Final = 3600.0
 log = logging.getLogger("runstream")
 
@@ -67,6 +70,9 @@ class Orphan:
         self.tally = Tally()
         self.damage: list[str] = []
         self._lock_fd = lock_fd
+        _held.add(self)
+        with contextlib.suppress(OSError):
+            (folder / RECOVERING_FILE).touch()
         names_data = _read_file(folder / NAMES_FILE)
         names, bad_names = read_names(names_data)
         if bad_names:
@@ -107,6 +113,7 @@ class Orphan:
         try:
             if self.damage:
                 with contextlib.suppress(OSError):
+                    (self.folder / RECOVERING_FILE).unlink(missing_ok=True)
                     (self.folder / "report.json").write_text(json.dumps(self.damage, indent=1), encoding="utf-8")
                 with contextlib.suppress(OSError):
                     kept = keep_folder(self.folder)
@@ -153,7 +160,9 @@ class Recovery:
     ) -> None:
         self.report = report if report is not None else RecoveryReport()
         self.finished = False
-        self._orphans = _claim_all(folders, {settings.tracking_uri}, self.report, any_host=any_host)
+        self.busy: list[Path] = []
+        """Journals of this target that another process, or another thread, is delivering."""
+        self._orphans = _claim_all(folders, {settings.tracking_uri}, self.report, self.busy, any_host=any_host)
         self._orphan: Orphan | None = None
 
     @property
@@ -223,7 +232,7 @@ def recover(
     """Deliver what dead processes of this machine left for one target. Below 1 ms where there is nothing.
 
     Blocks until all of it is acknowledged, at most about `timeout_seconds`; may be called by any number of processes
-    at once. A journal that another process is delivering is left to it.
+    at once. A journal that another process is delivering is left to it, and waited for.
 
     Args:
         any_host: also journals of other machines: only safe where their processes are known to be gone.
@@ -233,7 +242,6 @@ def recover(
     if not folders:
         return report
     deadline = time.monotonic() + timeout_seconds
-    recovery = Recovery(settings, folders, report, any_host=any_host)
     transport: Transport | None = None
 
     def connected() -> Transport:
@@ -242,14 +250,22 @@ def recover(
             transport = connect(settings)
         return transport
 
+    recovery = Recovery(settings, folders, report, any_host=any_host)
     try:
-        while not recovery.finished:
-            if recovery.step(connected, DRAIN_CHUNK_BYTES) or recovery.finished:
-                continue
+        while True:
             left = deadline - time.monotonic()
-            if left <= 0.0:
-                break
-            time.sleep(min(left, max(0.002, recovery.retry_in_seconds)))
+            if recovery.finished:
+                if not recovery.busy:
+                    break
+                if left <= 0.0:
+                    report.unfinished += [str(folder) for folder in recovery.busy]
+                    break
+                time.sleep(0.01)
+                recovery = Recovery(settings, folders, report, any_host=any_host)
+            elif not recovery.step(connected, DRAIN_CHUNK_BYTES) and not recovery.finished:
+                if left <= 0.0:
+                    break
+                time.sleep(min(left, max(0.002, recovery.retry_in_seconds)))
     finally:
         recovery.stop()
         if transport is not None:
@@ -279,12 +295,23 @@ def recover_all(
     }
 
 
+def _after_fork_in_child() -> None:
+    for orphan in list(_held):
+        orphan.abandon()
+
+
+_held: weakref.WeakSet[Orphan] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    # A child that kept the lock file open could keep the lock of a parent that was killed while it held it.
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def _claim_all(
-    folders: Sequence[Path], targets: set[str], report: RecoveryReport, *, any_host: bool
+    folders: Sequence[Path], targets: set[str], report: RecoveryReport, busy: list[Path], *, any_host: bool
 ) -> Iterator[Orphan]:
     for folder in folders:
         for entry in _entries(folder):
-            orphan = _claim(entry, folder, targets, report, any_host=any_host)
+            orphan = _claim(entry, folder, targets, report, busy, any_host=any_host)
             if orphan is not None:
                 yield orphan
 
@@ -311,7 +338,9 @@ def _entries(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _claim(entry: Path, parent: Path, targets: set[str], report: RecoveryReport, *, any_host: bool) -> Orphan | None:
+def _claim(
+    entry: Path, parent: Path, targets: set[str], report: RecoveryReport, busy: list[Path], *, any_host: bool
+) -> Orphan | None:
     """The journal at `entry`, locked, if it is dead, ours and of one of `targets`."""
     try:
         fd = os.open(entry / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
@@ -322,7 +351,11 @@ def _claim(entry: Path, parent: Path, targets: set[str], report: RecoveryReport,
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return None  # its process lives, or another one recovers it
+            # Its process lives, or another one recovers it.
+            with contextlib.suppress(OSError, ValueError, TypeError, RunstreamError):
+                if (entry / RECOVERING_FILE).exists() and _target_of(Meta.read(entry), parent) in targets:
+                    busy.append(entry)
+            return None
         with contextlib.suppress(OSError):
             status = os.stat(entry / LOCK_FILE)
             if (status.st_dev, status.st_ino) != (os.fstat(fd).st_dev, os.fstat(fd).st_ino):
