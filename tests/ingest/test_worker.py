@@ -463,3 +463,62 @@ def test_kill_of_the_store_in_the_middle_of_inserts_is_exact(tmp_path: Path, dea
     log.close()
     store.close()
     process.close()
+
+
+def control_events(number: int) -> list[tuple[Any, dict[str, Any]]]:
+    """One sound event of every kind on the control stream, about things of their own."""
+    run_id, stamp = f"run{number}", {"time_ms": NOW, "seq": number, "writer": 7}
+    return [
+        created(str(1_000 + number), f"experiment {number}", seq=number),
+        started(run_id, str(1_000 + number), seq=number),
+        ("run_updated", {"run_id": run_id, "status": "FINISHED", "ended_at": NOW + 1, **stamp}),
+        ("params", {"run_id": run_id, "keys": ["lr", "n"], "values": ["0.1", "2"], **stamp}),
+        ("run_tags", {"run_id": run_id, "keys": ["t"], "values": ["v"], "deleted_keys": ["gone"], **stamp}),
+        ("experiment_tags", {"experiment_id": str(1_000 + number), "keys": ["t"], "values": ["v"], **stamp}),
+        ("experiment_updated", {"experiment_id": str(1_000 + number), "name": f"renamed {number}", **stamp}),
+        ("artifact_logged", {"run_id": run_id, "path": "a/b", "size_bytes": 5, **stamp}),
+        ("input_logged", {"run_id": run_id, "name": "d", "digest": "x", "source_type": "", "source": "", **stamp}),
+        ("purged", {"kind": "run", "id": f"other{number}", **stamp}),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fuzz_of_control_events_harms_no_sound_one(store: Store, dead: DirectoryDeadLetters, seed: int) -> None:
+    """Damaged bodies of every kind between sound ones: the worker goes on, sound facts are exact, refusals are kept."""
+    rng = random.Random(seed)
+    log = memory()
+    rounds = 12
+    for number in range(rounds):
+        for name, fields in control_events(number):
+            append(log, (name, fields))
+            if rng.random() < 0.6:
+                # About things of their own, so that a body that survives its damage changes no sound fact.
+                other = {
+                    key: "zz" if key in ("run_id", "experiment_id", "id") else value for key, value in fields.items()
+                }
+                data = mutate(rng, codec.encode(name, other))
+                log.append("control", codec.current(name).fingerprint, data, time_ms=NOW + 10)
+    end = log._end(("control", 0))
+    with running(Worker(log, store, dead, WorkerSettings(BatchLimits(max_batch_records=41), 0.001, 0.02))):
+        until(lambda: log.committed.get(("control", 0)) == end, seconds=60)
+    runs = f"run_id IN ({', '.join(repr(f'run{number}') for number in range(rounds))})"
+    assert store.rows(f"SELECT count(), uniqExact(run_id), min(status), max(status) FROM runs WHERE {runs}") == [
+        (rounds, rounds, "FINISHED", "FINISHED")
+    ]
+    assert store.rows(
+        f"SELECT key, count(), any(value), max(conflict) FROM params WHERE {runs} GROUP BY key ORDER BY key"
+    ) == [
+        ("lr", rounds, "0.1", 0),
+        ("n", rounds, "2", 0),
+    ]
+    assert store.rows(f"SELECT count(), any(value) FROM tags WHERE {runs}") == [(rounds, "v")]
+    assert store.rows(f"SELECT count(), any(size_bytes) FROM artifacts WHERE {runs}") == [(rounds, 5)]
+    assert store.rows(f"SELECT count(), any(digest) FROM inputs WHERE {runs}") == [(rounds, "x")]
+    experiments = store.rows(
+        "SELECT experiment_id, name, tags['t'] FROM experiments WHERE length(experiment_id) = 4 ORDER BY experiment_id"
+    )
+    assert set(experiments) >= {(str(1_000 + n), f"renamed {n}", "v") for n in range(rounds)}
+    rejected = {offset for (offset,) in store.rows("SELECT log_offset FROM rejects")}
+    letters = {letter.source.offset for letter in dead.letters()}
+    assert rejected <= letters
+    assert letters
