@@ -46,7 +46,7 @@ def _common() -> list[click.Parameter]:
             expose_value=False,
             is_eager=True,
             callback=_set_tracking_uri,
-            help="Data directory, kafka://host:port/PREFIX or http(s)://server [env: RUNSTREAM_TRACKING_URI].",
+            help="Data directory or kafka://host:port/PREFIX [env: RUNSTREAM_TRACKING_URI].",
         ),
     ]
 

@@ -179,7 +179,7 @@ def _file_system(root: Path) -> Iterator[Check]:
             "disk",
             "warning",
             f"{root} lies on a network file system, where locks and shared mappings cannot be trusted",
-            "keep the data directory on a local disk, or log to kafka:// or http://",
+            "keep the data directory on a local disk, or log to kafka://",
         )
 
 
