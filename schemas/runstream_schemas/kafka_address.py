@@ -25,6 +25,7 @@ Standard library alone; kafka-python is imported when a client's options are ask
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 import urllib.parse
@@ -187,6 +188,7 @@ class KafkaSecurity:
                     raise ValueError(f"RUNSTREAM_KAFKA_{name.upper()} names no file: {options[name]}")
             options["ssl_check_hostname"] = self.ssl_check_hostname
         if self.mechanism is not None:
+            _keep_logins_out_of_logs()
             options["sasl_mechanism"] = self.mechanism
             if self.mechanism == "OAUTHBEARER":
                 options["sasl_oauth_token_provider"] = _token_provider(self)
@@ -204,6 +206,14 @@ class _Secret(str):
 
     def __repr__(self) -> str:
         return "'***'"
+
+
+def _keep_logins_out_of_logs() -> None:
+    """kafka-python logs whole requests at DEBUG, the login's bytes with password or token among them."""
+    for name in ("kafka.net.connection", "kafka.net.transport", "kafka.net.sasl", "kafka.protocol.parser"):
+        logger = logging.getLogger(name)
+        if logger.level < logging.INFO:
+            logger.setLevel(logging.INFO)
 
 
 def _without_login(uri: str) -> str:

@@ -141,16 +141,3 @@ class TestAuthority:
         done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ServiceError(f"openssl {arguments[0]} failed:\n{done.stderr[-1000:]}")
-
-
-def tls(authority: TestAuthority) -> ServerSecurity:
-    """TLS alone: the server proves itself, the client does not."""
-    return ServerSecurity(
-        "SSL",
-        authority.broker_settings(),
-        environment={
-            "RUNSTREAM_KAFKA_SECURITY_PROTOCOL": "SSL",
-            "RUNSTREAM_KAFKA_SSL_CAFILE": str(authority.authority),
-        },
-        inter_broker_port=free_ports(1)[0],
-    )

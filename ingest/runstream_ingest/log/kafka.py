@@ -389,7 +389,10 @@ class KafkaLog:
                 f"{type(exc).__name__}; it needs READ and DESCRIBE on the topics and READ on the group"
             ) from exc
         if type(exc).__name__ == "LogTruncationError":
-            raise LogError(f"the brokers lost records that were read already: {exc}; see `runstream rebuild`") from exc
+            raise LogError(
+                f"a topic was made anew, or the brokers lost records that were read already: {exc}; "
+                "see `runstream rebuild`"
+            ) from exc
         if _is_transient(exc):
             self._say_away(exc)
             time.sleep(0.05)  # a failing poll returns at once; do not spin
