@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from runstream.cli.session import local_store_pid
 from runstream.transport import Event
 from runstream.transport.directory import DirectoryTransport
 from runstream_schemas import codec
@@ -64,6 +65,17 @@ print(run.info.run_id)
         )  # fmt: skip
         return done.stdout.strip()
 
+    def stop(self) -> None:
+        """End the local store process and wait until it is gone."""
+        address = ServerAddress.read(self.directory.server_file)
+        if address is None:
+            return
+        os.kill(address.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 30
+        while local_store_pid(self.directory) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def views(self) -> dict[str, Any]:
         """Every view's rows, in an order of their own."""
         names = ("experiments", "runs", "params", "tags", "metrics", "latest_metrics", "inputs", "artifacts")
@@ -74,9 +86,7 @@ print(run.info.run_id)
 def place(tmp_path: Path) -> Iterator[Place]:
     made = Place(tmp_path / "data")
     yield made
-    address = ServerAddress.read(made.directory.server_file)
-    if address is not None:
-        os.kill(address.pid, signal.SIGTERM)
+    made.stop()
 
 
 _ENDLESS = """
@@ -206,6 +216,26 @@ def test_rebuild_gives_the_same_answers(place: Place) -> None:
     place.json("rebuild", "--drop-old")
     place.log_run("later", 7)
     assert place.json("sql", "SELECT count() AS n FROM metrics") == [{"n": 507}]
+
+
+def test_rebuild_of_a_store_that_cannot_be_opened(place: Place) -> None:
+    """A store that no longer opens is set aside, only when told to, and built anew from a log that has everything."""
+    from runstream_ingest.store import StoreAddress, connect
+
+    place.log_run("one", 50)
+    before = place.views()
+    address = ServerAddress.read(place.directory.server_file)
+    assert address is not None
+    store = connect(StoreAddress(address.host, address.port, "writer", address.writer_token, "runstream"))
+    store.execute("INSERT INTO schema_migrations SELECT 1, 'tables', 'edited', now64(3, 'UTC') + INTERVAL 1 DAY")
+    store.close()
+    place.stop()
+    assert place.run("runs", "list").returncode == 4
+    told = place.run("rebuild")
+    assert told.returncode == 1 and "runstream rebuild --yes" in told.stderr
+    done = place.json("rebuild", "--yes")
+    assert Path(done["aside"]).is_dir()
+    assert place.views() == before
 
 
 def test_migrate_of_a_data_directory_says_that_it_is_up_to_date(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -11,7 +12,8 @@ import click
 
 from .backend import ingest_settings, store_address
 from .command import Command, session_of
-from .failure import need
+from .failure import Failure, need
+from .session import local_store_pid
 
 if TYPE_CHECKING:
     from runstream_ingest.log import EventLog, Positions
@@ -42,7 +44,13 @@ def rebuild(context: click.Context, yes: bool, accept_differences: bool, drop_ol
         from runstream_ingest import rebuild as work
         from runstream_ingest.store import connect
 
-    address = store_address(session)
+    from ..errors import UnavailableError
+
+    try:
+        address = store_address(session)
+    except UnavailableError as exc:
+        _start_over(session, exc, yes=yes)
+        return
     fresh_address = replace(address, database=address.database + FRESH_SUFFIX)
     with ExitStack() as stack:
         fresh = connect(fresh_address, create_database=True)
@@ -76,6 +84,39 @@ def rebuild(context: click.Context, yes: bool, accept_differences: bool, drop_ol
         if not yes:
             work.drop_old(fresh)
     _tell(session, report, fresh_address.database)
+
+
+def _start_over(session: Session, problem: Exception, *, yes: bool) -> None:
+    """Set a local store that cannot be opened aside and let a new one be built, if the log still has everything.
+
+    Raises:
+        Failure: it has not, the address is no data directory, or `yes` was not said.
+    """
+    from runstream_ingest.log.directory import start_positions
+
+    from ..reading import close_readers
+
+    directory = session.settings.data_directory
+    if directory is None or local_store_pid(directory) is not None:
+        raise problem
+    if any(start_positions(directory.log).values()):
+        raise Failure(
+            f"{problem}. The log no longer begins at its start, so a new store would lack what was logged before: "
+            f"put {directory.database} back from a backup"
+        ) from problem
+    if not yes:
+        raise Failure(
+            f"{problem}. The log still has everything: `runstream rebuild --yes` sets {directory.database} aside and "
+            "builds a new store from it"
+        ) from problem
+    aside = directory.database.with_name(f"{directory.database.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    directory.database.rename(aside)
+    close_readers()
+    runs = int(session.sql("SELECT count() AS runs FROM runs")[0]["runs"])
+    session.output.done(
+        f"Built a new store with {runs} runs from the log. The old one lies in {aside}.",
+        {"swapped": True, "copied": {}, "dead_letters": 0, "differences": [], "aside": str(aside)},
+    )
 
 
 def _log_of(session: Session, database: str) -> tuple[Callable[[], EventLog], Positions, Callable[[], Positions]]:
