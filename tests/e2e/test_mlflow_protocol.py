@@ -393,6 +393,42 @@ def test_half_open_and_broken_clients_do_no_harm(server):
         connection.close()
 
 
+def test_several_workers_see_each_others_writes(tmp_path):
+    """With two processes behind one port, whoever answers a read has seen what the other wrote."""
+    with served(tmp_path / "data", ["--workers", "2", "--root-path", "/team"]) as server:
+        assert server.url.endswith("/team")
+        server.url = server.url.removesuffix("/team")
+        run = new_run(server)
+        for i in range(40):
+            assert post(server, "/runs/log-metric", run_id=run, key="m", value=i, timestamp=1, step=i).status == 200
+            found = ask(server, "GET", "/team" + API + "/metrics/get-history", run_id=run, metric_key="m").json
+            assert len(found["metrics"]) == i + 1
+        assert server.stop() in (0, -signal.SIGTERM, 143)
+
+
+def test_beyond_its_limit_it_refuses_at_once(tmp_path):
+    """With all places taken a request is answered 503 with Retry-After; when they are free it serves again."""
+    with served(tmp_path / "data", environment={"RUNSTREAM_SERVER_MAX_REQUESTS": "3"}) as server:
+        run = new_run(server)
+        parts = urlsplit(server.url)
+        held = [socket.create_connection((parts.hostname, parts.port), timeout=10) for _ in range(3)]
+        head = f"POST {API}/runs/set-tag HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        head += "Content-Length: 9\r\n\r\n{"
+        for connection in held:
+            connection.sendall(head.encode())
+        tries = 100
+        while (answer := post(server, "/runs/set-tag", run_id=run, key="k", value="v")).status == 200:
+            tries -= 1
+            assert tries, "three requests in work, and no refusal"
+        assert answer.error == (503, "TEMPORARILY_UNAVAILABLE") and answer.headers["retry-after"] == "1"
+        for connection in held:
+            connection.close()
+        tries = 100
+        while post(server, "/runs/set-tag", run_id=run, key="k", value="v").status != 200:
+            tries -= 1
+            assert tries, "places are not freed when clients leave"
+
+
 # SQL over HTTP
 
 
