@@ -1,10 +1,10 @@
 """The data directory: what lies where, and the address file of the local store process.
 
-    runstream-data/
-      log/control/ log/metrics/   the directory log (see `segment`)
-      db/                         the store's files, `server.json`, `lock`, `server.log`
-      artifacts/                  artifacts, unless RUNSTREAM_ARTIFACT_ROOT says otherwise
-      journal/                    journals of this host's training processes
+runstream-data/
+  log/control/ log/metrics/   the directory log (see `segment`)
+  db/                         the store's files, `server.json`, `lock`, `server.log`
+  artifacts/                  artifacts, unless RUNSTREAM_ARTIFACT_ROOT says otherwise
+  journal/                    journals of this host's training processes
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ServerAddress:
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             json.dump(asdict(self), file)
-        os.replace(draft, path)
+        draft.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> ServerAddress | None:
