@@ -11,11 +11,14 @@ The only module that imports chDB. Facts it is built on (chDB 4.4, engine 26.9; 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import enum
+import importlib.util
 import os
 import re
 import sys
 import threading
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -376,22 +379,33 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _import_chdb() -> Any:
-    """chDB's extension module, without the pyarrow and pandas that its package would import for half a second."""
-    hidden = [name for name in ("pandas", "pyarrow") if name not in sys.modules]
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]
+    """chDB's extension module alone.
+
+    Its package would import pyarrow and pandas (0.5 s), and open and close an engine in memory (0.1 s), which leaves
+    a folder in /tmp.
+    """
     try:
-        from chdb import _chdb
-    except ImportError as exc:
-        raise EngineMissing(INSTALL_HINT) from exc
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
+        found = importlib.util.find_spec("chdb")
+        folders = list(found.submodule_search_locations or ()) if found is not None else []
+        library = next((file for folder in folders for file in Path(folder).glob("_chdb.*so")), None)
+        if library is None:
+            raise EngineMissing(INSTALL_HINT)
+        if "chdb" not in sys.modules:
+            package = types.ModuleType("chdb")
+            package.__path__ = folders
+            sys.modules["chdb"] = package
+        if sys.platform == "linux":
+            # As the package does: the engine brings its own versions of symbols that other extensions have too.
+            ctypes.CDLL(str(library), mode=sys.getdlopenflags() | _RTLD_DEEPBIND)
+        engine: Any = importlib.import_module("chdb._chdb")
+    except (ImportError, OSError) as exc:
+        raise EngineMissing(f"{INSTALL_HINT} ({exc})") from exc
     # Signals stay Python's: a graceful stop must not depend on which thread is inside the engine.
-    engine: Any = _chdb
     engine.set_signal_handlers_enabled(False)
     return engine
 
+
+_RTLD_DEEPBIND: Final = 0x8
 
 _CONFIG: Final = """<clickhouse>
   <users_config>{users}</users_config>

@@ -62,10 +62,11 @@ def program_paths() -> list[Path]:
         paths |= {Path(path) for path in getattr(package, "__path__", ())}
     here = Path.cwd()
     paths |= {Path(path) for path in sys.path if path and Path(path) != here}
+    # Without auxv the engine looks for it behind the environment, where it no longer is once anything has been set.
     system = (
         "/lib /lib64 /usr/lib /usr/lib64 /usr/local/lib /usr/share/zoneinfo /etc/ld.so.cache /etc/localtime /sys "
         "/etc/timezone /dev/null /dev/zero /dev/urandom /dev/random /proc/cpuinfo /proc/meminfo /proc/stat /proc/sys "
-        "/proc/loadavg /proc/self/statm"
+        "/proc/loadavg /proc/self/statm /proc/self/auxv"
     )
     paths |= {Path(path) for path in system.split()}
     return sorted(paths)

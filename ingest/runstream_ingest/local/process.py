@@ -113,13 +113,12 @@ def _serve(
 def _make_folders(directory: DataDirectory) -> None:
     temporary = directory.database / "tmp"
     try:
-        # What a killed predecessor left there is nobody's; the engine's own choice would be /tmp.
+        # What a killed predecessor left there is nobody's.
         shutil.rmtree(temporary, ignore_errors=True)
         for folder in (directory.log, temporary, directory.database / "files", directory.database / "config"):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise EngineRefused(f"cannot make folders in {directory.root}: {exc.strerror}") from exc
-    os.environ["TMPDIR"] = str(temporary)
 
 
 def _restrict(directory: DataDirectory) -> str | None:
