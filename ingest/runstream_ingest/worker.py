@@ -30,6 +30,7 @@ __all__ = ["Worker", "WorkerSettings"]
 
 _log = logging.getLogger(__name__)
 _IDLE_POLL_SECONDS = 0.25
+_WAITING_POLL_SECONDS = 0.02
 _BUSY_POLL_SECONDS = 0.005
 
 
@@ -116,10 +117,16 @@ class Worker:
                 self.metrics.lag.pop(partition, None)
 
     def _poll_seconds(self) -> float:
+        if self._paused:
+            # The insert thread decides when it goes on; the log is only told that its reader lives.
+            self._inserter.wait(_WAITING_POLL_SECONDS)
+            return 0.0
+        if self._inserter.busy():
+            return _WAITING_POLL_SECONDS
         if self._open or self._log.assigned():
-            # Something waits for the insert thread or for the gap to pass.
-            return max(_BUSY_POLL_SECONDS, min(0.05, self._inserter.due_in_seconds()))
-        return 0.05 if self._inserter.busy() else _IDLE_POLL_SECONDS
+            # Something waits for the gap to pass.
+            return max(_BUSY_POLL_SECONDS, min(_WAITING_POLL_SECONDS, self._inserter.due_in_seconds()))
+        return _IDLE_POLL_SECONDS
 
     def _assign(self) -> None:
         if not self._log.assigned():
