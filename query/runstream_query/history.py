@@ -6,9 +6,9 @@ they lie: a point that is there twice until a merge changes no extreme and no tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from runstream.entities import Metric
 
@@ -32,36 +32,42 @@ FROM
 )
 ORDER BY {order}"""
 
-_BUCKETS: Final = """
-WITH bounds AS
-(
-    SELECT run_id AS of_run, key AS of_key, toInt128(min(step)) AS first, toInt128(max(step)) AS last
-    FROM points PREWHERE run_id IN {runs:Array(String)} AND key IN {keys:Array(String)}
-    {where}
-    GROUP BY run_id, key
+# Runs and keys are numbered first: `transform` of a LowCardinality column looks at each distinct value once, and
+# grouping by small numbers is several times cheaper than by strings.
+_NUMBERED: Final = (
+    "toUInt32(transform(run_id, {runs:Array(String)}, {run_numbers:Array(Int64)}, toInt64(0))) AS run_number, "
+    "toUInt32(transform(key, {keys:Array(String)}, {key_numbers:Array(Int64)}, toInt64(0))) AS key_number"
 )
+_FROM: Final = """
+FROM points
+PREWHERE run_id IN {runs:Array(String)} AND key IN {keys:Array(String)}
+WHERE run_id NOT IN (SELECT run_id FROM purged_runs){steps}"""
+
+_BOUNDS: Final = f"SELECT toString(run_id), min(step), max(step){_FROM}\nGROUP BY run_id"
+
+_BUCKETS: Final = f"""
 SELECT
-    toString(run_id), toString(key), bucket, count(), min(step), max(step),
+    run_number, key_number, bucket, count(), min(step), max(step),
     toUnixTimestamp64Milli(min(timestamp)), toUnixTimestamp64Milli(max(timestamp)),
     avgIf(value, NOT isNaN(value)), min(value), max(value), countIf(isNaN(value))
 FROM
 (
-    SELECT run_id, key, step, timestamp, value,
-        toInt64(intDiv((toInt128(step) - b.first) * {count:Int64}, b.last - b.first + 1)) AS bucket
-    FROM points AS p INNER JOIN bounds AS b ON b.of_run = p.run_id AND b.of_key = p.key
-    PREWHERE run_id IN {runs:Array(String)} AND key IN {keys:Array(String)}
-    {where}
+    SELECT step, timestamp, value, {_NUMBERED},
+        toUInt32(intDiv(
+            (to{{integer}}(step) - transform(run_id, {{runs:Array(String)}}, {{firsts:Array(Int64)}}, toInt64(0)))
+                * {{count}},
+            to{{integer}}(transform(run_id, {{runs:Array(String)}}, {{spans:Array(UInt64)}}, toUInt64(0))) + 1
+        )) AS bucket
+    {_FROM}
 )
-GROUP BY run_id, key, bucket
-ORDER BY run_id, key, bucket"""
+GROUP BY run_number, key_number, bucket
+ORDER BY run_number, key_number, bucket"""
 
-_LTTB: Final = """
-SELECT toString(run_id), toString(key), largestTriangleThreeBuckets({count})(step, value)
-FROM points
-PREWHERE run_id IN {runs:Array(String)} AND key IN {keys:Array(String)}
-{where}
-GROUP BY run_id, key
-ORDER BY run_id, key"""
+_LTTB: Final = f"""
+SELECT run_number, key_number, largestTriangleThreeBuckets({{count}})(step, value)
+FROM (SELECT step, value, {_NUMBERED}{_FROM})
+GROUP BY run_number, key_number
+ORDER BY run_number, key_number"""
 
 _LATEST: Final = """
 SELECT toString(run_id), toString(key), last.step, toUnixTimestamp64Milli(last.timestamp),
@@ -136,12 +142,29 @@ def buckets(
     first_step: int | None = None,
     last_step: int | None = None,
 ) -> dict[tuple[str, str], list[Bucket]]:
-    """(run id, key) -> at most `count` buckets over equal stretches of steps, in order; empty ones are left out."""
+    """(run id, key) -> at most `count` buckets, in order; empty ones are left out.
+
+    The buckets of a run are equal stretches between the smallest and the largest step of these keys of it.
+    """
     found: dict[tuple[str, str], list[Bucket]] = {}
-    for row in _downsampled(_BUCKETS, store, run_ids, keys, count, first_step, last_step):
-        run_id, key, _, n, low, high, begin, end, mean, smallest, largest, nans = row
-        bucket = Bucket(int(low), int(high), int(begin), int(end), int(n), mean, smallest, largest, int(nans))
-        found.setdefault((run_id, key), []).append(bucket)
+    for series in _series(run_ids, keys, count, first_step, last_step):
+        bounds = {run: (int(low), int(high)) for run, low, high in store.rows(series.sql(_BOUNDS), series.parameters)}
+        if not bounds:
+            continue
+        runs = list(bounds)
+        spans = [high - low for low, high in bounds.values()]
+        # Exact in 64 bits unless the product of a step and the count may leave them.
+        integer = "Int64" if max(spans) * count < 1 << 62 and max(map(_extent, bounds.values())) < 1 << 62 else "Int128"
+        parameters = {
+            **series.parameters,
+            **_numbered(runs, series.keys),
+            "firsts": [low for low, _ in bounds.values()],
+            "spans": spans,
+        }
+        for row in store.rows(series.sql(_BUCKETS, integer=integer), parameters):
+            run, key, _, n, low, high, begin, end, mean, smallest, largest, nans = row
+            bucket = Bucket(int(low), int(high), int(begin), int(end), int(n), mean, smallest, largest, int(nans))
+            found.setdefault((runs[run], series.keys[key]), []).append(bucket)
     return found
 
 
@@ -158,8 +181,12 @@ def points(
 
     Points that are no number are left out.
     """
-    rows = _downsampled(_LTTB, store, run_ids, keys, count, first_step, last_step)
-    return {(run_id, key): [(int(step), value) for step, value in pairs] for run_id, key, pairs in rows}
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for series in _series(run_ids, keys, count, first_step, last_step):
+        parameters = {**series.parameters, **_numbered(series.runs, series.keys)}
+        for run, key, pairs in store.rows(series.sql(_LTTB), parameters):
+            found[series.runs[run], series.keys[key]] = [(int(step), value) for step, value in pairs]
+    return found
 
 
 def latest(store: Store, run_ids: Sequence[str], keys: Sequence[str] | None = None) -> list[Series]:
@@ -175,25 +202,45 @@ def latest(store: Store, run_ids: Sequence[str], keys: Sequence[str] | None = No
     return found
 
 
-def _downsampled(
-    template: str,
-    store: Store,
-    run_ids: Sequence[str],
-    keys: Sequence[str],
-    count: int,
-    first_step: int | None,
-    last_step: int | None,
-) -> list[tuple[Any, ...]]:
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """What one statement downsamples."""
+
+    runs: list[str]
+    keys: list[str]
+    count: int
+    steps: str
+    """Condition on steps."""
+    parameters: dict[str, Parameter]
+
+    def sql(self, template: str, *, integer: str = "") -> str:
+        # The parameter of the aggregate function must be a literal; a checked integer is one.
+        found = template.replace("{steps}", self.steps).replace("{count}", str(self.count))
+        return found.replace("{integer}", integer)
+
+
+def _series(
+    run_ids: Sequence[str], keys: Sequence[str], count: int, first_step: int | None, last_step: int | None
+) -> Iterator[_Series]:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_BUCKETS:
         raise InvalidQuery(f"{count!r} buckets: expected a whole number from 1 to {MAX_BUCKETS}")
     steps, parameters = _step_range(first_step, last_step)
-    where = f"WHERE run_id NOT IN (SELECT run_id FROM purged_runs){steps}"
-    # The parameter of the aggregate function must be a literal; a checked integer is one.
-    sql = template.replace("{where}", where).replace("{count}", str(count))
-    rows: list[tuple[Any, ...]] = []
-    for chunk in id_chunks(_texts(run_ids)):
-        rows += store.rows(sql, {"runs": chunk, "keys": _texts(keys), "count": count, **parameters})
-    return rows
+    names = list(dict.fromkeys(_texts(keys)))
+    for chunk in id_chunks(list(dict.fromkeys(_texts(run_ids)))) if names else ():
+        yield _Series(chunk, names, count, steps, {"runs": chunk, "keys": names, **parameters})
+
+
+def _numbered(runs: list[str], keys: list[str]) -> dict[str, Parameter]:
+    return {
+        "runs": runs,
+        "keys": keys,
+        "run_numbers": list(range(len(runs))),
+        "key_numbers": list(range(len(keys))),
+    }
+
+
+def _extent(bounds: tuple[int, int]) -> int:
+    return max(abs(bounds[0]), abs(bounds[1]))
 
 
 def _step_range(first: int | None, last: int | None) -> tuple[str, dict[str, Parameter]]:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["MAX_URL_BYTES", "Limits", "Locator", "Parameter", "Store", "StoreAddress"]
 
 T = TypeVar("T")
-Parameter = str | int | float | Sequence[str]
-"""A value for a `{name:Type}` placeholder; a sequence of strings for Array(String)."""
+Parameter = str | int | float | Sequence[str] | Sequence[int]
+"""A value for a `{name:Type}` placeholder; a sequence for an array."""
 
 MAX_URL_BYTES: Final = 12_000
 """Parameters travel in the URL up to this size, which proxies take; larger ones as text that cannot be SQL."""
@@ -264,7 +264,7 @@ def bind(sql: str, parameters: Mapping[str, Parameter]) -> tuple[str, dict[str, 
         if name not in placeholders:
             continue
         size = _url_bytes(value)
-        if size > room and (placeholders[name] == "String" or placeholders[name] == "Array(String)"):
+        if size > room and placeholders[name] in ("String", "Array(String)", "Array(Int64)", "Array(UInt64)"):
             literals[name] = _literal(value)
         else:
             room -= size
@@ -379,7 +379,10 @@ def _url_bytes(value: Parameter) -> int:
         return 3 * len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, int | float):
         return 24
-    return sum(len(item) + 9 if item.isascii() else 3 * len(item.encode()) + 9 for item in value) + 9
+    return 9 + sum(
+        21 if isinstance(item, int) else len(item) + 9 if item.isascii() else 3 * len(item.encode()) + 9
+        for item in value
+    )
 
 
 def _literal(value: Parameter) -> str:
@@ -389,7 +392,9 @@ def _literal(value: Parameter) -> str:
         raise QueryError("a number is never too large for the URL")
     if not value:
         return "[]::Array(String)"
-    joined = ",".join(item.encode().hex() for item in value)
+    if isinstance(value[0], int):
+        return f"[{', '.join(str(int(item)) for item in value)}]"
+    joined = ",".join(str(item).encode().hex() for item in value)
     return f"arrayMap(x -> unhex(x), splitByChar(',', '{joined}'))"
 
 
