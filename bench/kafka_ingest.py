@@ -1,6 +1,6 @@
 """Ingest from a real Kafka broker, measured beside its peers. `python bench/kafka_ingest.py [--points N] [--repeat N]`
 
-Per message size, alternating in one run, each in a process of its own with a new database and the same tables and views:
+Per message size, alternating in one run, each in a process of its own with a new database, the same tables and views:
 
     kafka   the worker: kafka-python, framing, insert, positions; until everything is queryable
     files   the same engine; the same framed Avro bytes inserted from files that lie ready
@@ -98,7 +98,8 @@ def measure_engine(root: Path, uri: str, registry: str, points: int) -> dict[str
     fields = [field["name"] for field in codec.current("metric_batch").definition["fields"]]
     types = dict(
         store.rows(
-            "SELECT name, type FROM system.columns WHERE table = 'landing_metric_batch' AND database = {database:String}",
+            "SELECT name, type FROM system.columns "
+            "WHERE table = 'landing_metric_batch' AND database = {database:String}",
             {"database": store.database},
         )
     )
@@ -117,8 +118,8 @@ def measure_engine(root: Path, uri: str, registry: str, points: int) -> dict[str
     names = ", ".join(f"`{name}`" for name in fields)
     store.execute(
         f"CREATE MATERIALIZED VIEW kafka_pump TO landing_metric_batch AS SELECT {names}, toInt32(_partition) AS "
-        "log_partition, toInt64(_offset) AS log_offset, toUnixTimestamp64Milli(assumeNotNull(_timestamp_ms)) AS log_time, "
-        f"{MARK} AS log_mark FROM kafka_source"
+        "log_partition, toInt64(_offset) AS log_offset, "
+        f"toUnixTimestamp64Milli(assumeNotNull(_timestamp_ms)) AS log_time, {MARK} AS log_mark FROM kafka_source"
     )
     deadline = time.monotonic() + 240
     while store.rows("SELECT count() FROM points") < [(points,)]:

@@ -18,10 +18,13 @@ from runstream_schemas.kafka_address import KafkaAddress, KafkaSecurity
 from runstream_schemas.names import METRICS, topic
 from tests.services import kafka_security
 from tests.services.cache import free_ports
-from tests.services.kafka import admin, local_cluster, read_all, shared_broker
+from tests.services.kafka import admin, collect_refused_sockets, local_cluster, read_all, shared_broker
+
+__all__ = ["collect_refused_sockets"]
 
 pytestmark = [
     pytest.mark.kafka,
+    pytest.mark.usefixtures("collect_refused_sockets"),
     # kafka-python leaves sockets of refused connections to the collector.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.kafka_line import Line, run_ids
-from tests.services.kafka import local_cluster, shared_broker
+from tests.services.kafka import collect_refused_sockets, local_cluster, shared_broker
 from tests.services.kafka_cluster import KafkaCluster
+
+__all__ = ["collect_refused_sockets"]
 
 pytestmark = [
     pytest.mark.kafka,
+    pytest.mark.usefixtures("collect_refused_sockets"),
     pytest.mark.chdb,
     pytest.mark.timeout(240),
     # kafka-python leaves sockets of refused connections to the collector.

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,6 +48,15 @@ class Broker:
         address = KafkaAddress.parse(f"kafka://{self.bootstrap}/test{uuid.uuid4().hex[:10]}")
         ensure_topics(address, KafkaSecurity(), settings)
         return address
+
+
+@pytest.fixture
+def collect_refused_sockets() -> Iterator[None]:
+    """kafka-python leaves the sockets of refused connections to the collector: collect them where they were made."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def require_local_kafka() -> None:

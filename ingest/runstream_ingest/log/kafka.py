@@ -247,7 +247,7 @@ class KafkaLog:
                 # How soon added partitions are noticed.
                 metadata_max_age_ms=10_000,
                 request_timeout_ms=15_000,
-                reconnect_backoff_max_ms=2_000,
+                reconnect_backoff_max_ms=1_000,
                 bootstrap_timeout_ms=int(_CONNECT_SECONDS * 1000),
                 partition_assignment_strategy=[RoundRobinPartitionAssignor],
                 allow_auto_create_topics=False,
@@ -329,6 +329,16 @@ class KafkaLog:
                 start = begin
             elif offset is None or offset < 0:
                 start = stored
+                if stored:
+                    # Kafka forgets commits of groups that were away for long, and of topics that were deleted.
+                    _log.warning(
+                        "%s partition %d: Kafka knows no commit of group %s, the store was filled up to %d: going on "
+                        "there. If the topic was deleted and made anew, stop and use `runstream rebuild`",
+                        partition.topic,
+                        partition.partition,
+                        self._group,
+                        stored,
+                    )
             else:
                 start = min(stored, offset)
             found[place] = (start, begin)

@@ -79,6 +79,7 @@ class TopicWatch:
                         client_id="runstream-topics",
                         bootstrap_timeout_ms=3_000,
                         request_timeout_ms=5_000,
+                        reconnect_backoff_max_ms=1_000,
                         **self._options,
                     )
                 self._look(admin.describe_topics(self._topics))
@@ -91,7 +92,7 @@ class TopicWatch:
                 if admin is not None:
                     admin.close()
                     admin = None
-            self._stop.wait(CHECK_SECONDS)
+            self._stop.wait(CHECK_SECONDS if admin is not None else 0.5)
         if admin is not None:
             admin.close()
 
