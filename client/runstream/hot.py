@@ -13,6 +13,7 @@ that appends to a growing deque takes 190 ns. One global function over one globa
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -105,7 +106,8 @@ def _log_slowly(key: Any, value: Any, step: Any, timestamp: Any, run_id: Any, mo
         _slow_metric(key, value, step, timestamp, run_id, model_id, dataset)
         return
     channel.log_metric(key, value, step, timestamp)
-    if timestamp is None and type(value) is float:  # the fast path failed: its segment is full, or there was none yet
+    if timestamp is None and type(value) in (float, int):
+        # The fast path has failed: its segment is full, or there was none yet.
         with _binding:
             if channel is _channel:
                 _write, _ = channel.hot()
@@ -123,3 +125,12 @@ def on_slow(metric: SlowMetric, metrics: SlowMetrics) -> None:
     """Where calls go that the fast path does not decide; see the module's docstring."""
     global _slow_metric, _slow_metrics
     _slow_metric, _slow_metrics = metric, metrics
+
+
+def _after_fork_in_child() -> None:
+    global _binding
+    _binding = threading.RLock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -564,8 +564,10 @@ def _deliver_at_end_of_child() -> None:
 
 def _encode(event: EventName, fields: Mapping[str, Any]) -> list[tuple[str, bytes, bytes]]:
     """(key, fingerprint, body) of the event, or of the events that it must be split into."""
-    with importing:
-        from runstream_schemas import codec
+    if "runstream_schemas.codec" not in sys.modules:
+        with importing:  # not otherwise: heartbeats come here with the recorder's lock held, which forks take after it
+            pass
+    from runstream_schemas import codec
 
     body = codec.encode(event, fields)
     key = str(fields.get("run_id") or fields.get("experiment_id") or fields.get("id") or "")

@@ -564,13 +564,15 @@ def test_the_module_functions_follow_the_active_channel(stage: Stage) -> None:
     assert [event.key for event in stage.log.metrics] == [RUN, "2" * 32]
 
 
-def test_the_module_function_survives_segment_switches_and_close(stage: Stage) -> None:
-    """Its stale write is replaced by itself, also by that of a new journal."""
+@pytest.mark.parametrize("value", [1.0, 1])
+def test_the_module_function_survives_segment_switches_and_close(stage: Stage, value: float) -> None:
+    """Its stale write is replaced by itself, also by that of a new journal; then the fast path is fast again."""
     before = hot._channel
     hot.activate(stage.channel)
     try:
         for step in range(30_000):
-            hot.log_metric("k", 1.0, step)
+            hot.log_metric("k", value, step)
+        assert hot._write is stage.channel.hot()[0]
         stage.recorder.close(SECONDS)
         for step in range(30_000, 30_010):
             hot.log_metric("k", 1.0, step)

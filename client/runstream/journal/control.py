@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+from bisect import bisect_right
+from collections import deque
 from typing import Final
 
 from runstream_schemas.segment import SUFFIX, base_offset, segment_name
@@ -35,46 +37,60 @@ _sync: Final = getattr(os, "fdatasync", os.fsync)
 
 
 class ControlFile:
-    """Appended to under the journal's lock; read by the delivery thread."""
+    """Appended to under the journal's lock; read by the delivery thread without one."""
 
     def __init__(self, folder: str | None) -> None:
-        self._folder = folder
+        self.folder = folder
         self._base = 0
-        self._end = 0
+        self._in_file = 0
         """Logical offset behind the last byte in the file."""
-        self._waiting = bytearray()
-        """What the file has not taken, from `_end` on."""
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        """(logical offset, frame) of what the file has not taken."""
+        self._arrived: deque[bytes] = deque()
+        self._busy = False
+        self.end = 0
+        """Logical offset behind the last frame."""
         self._fd = -1 if folder is None else self._open(0)
 
     def _open(self, base: int) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return os.open(f"{self._folder}/{control_file(base)}", flags, 0o600)
-
-    @property
-    def end(self) -> int:
-        """Logical offset behind the last frame."""
-        return self._end + len(self._waiting)
+        return os.open(f"{self.folder}/{control_file(base)}", flags, 0o600)
 
     def append(self, frame: bytes) -> OSError | None:
-        """Take `frame`; the error if the disk refuses and it is only in memory."""
-        self._waiting += frame
-        return self.save()
+        """Take `frame`; the error if the disk refuses and it is only in memory.
+
+        A signal handler that logs may come in between any two lines. It leaves its frame to the call it interrupted,
+        which takes it as soon as the handler returns.
+        """
+        self._arrived.append(frame)
+        error = None
+        while self._arrived and not self._busy:
+            self._busy = True
+            try:
+                while self._arrived:
+                    taken = self._arrived.popleft()
+                    self._waiting.append((self.end, taken))
+                    self.end += len(taken)
+                error = self.save()
+            finally:
+                self._busy = False
+        return error
 
     def save(self) -> OSError | None:
         """Move what waits in memory to the file; the error if the disk refuses."""
-        if self._fd < 0 or not self._waiting:
+        if self._fd < 0:
             return None
-        data = bytes(self._waiting)
-        try:
-            if os.write(self._fd, data) != len(data):
-                os.ftruncate(self._fd, self._end - self._base)
-                return OSError("no room for the journal's control events")
-        except OSError as exc:
-            return exc
-        # A signal handler may have been here in between: believe the file, and leave its bytes alone.
-        if self._waiting.startswith(data):
-            del self._waiting[: len(data)]
-        self._end = self._base + os.fstat(self._fd).st_size
+        while self._waiting:
+            offset, frame = self._waiting[0]
+            try:
+                if os.write(self._fd, frame) != len(frame):
+                    os.ftruncate(self._fd, offset - self._base)
+                    return OSError("no room for the journal's control events")
+            except OSError as exc:
+                return exc
+            # In this order: a reader in between finds the frame in the file and in memory, at the same offset.
+            self._in_file = offset + len(frame)
+            self._waiting.popleft()
         return None
 
     def read(self, offset: int, size: int) -> bytes:
@@ -83,10 +99,17 @@ class ControlFile:
         Raises:
             OSError: the disk failed.
         """
-        if offset < self._end:
-            return os.pread(self._fd, min(size, self._end - offset), offset - self._base)
-        at = offset - self._end
-        return bytes(self._waiting[at : at + size])
+        waiting = list(self._waiting)
+        in_file = self._in_file
+        if offset < in_file:
+            return os.pread(self._fd, min(size, in_file - offset), offset - self._base)
+        first = max(0, bisect_right(waiting, offset, key=lambda item: item[0]) - 1)
+        data = bytearray()
+        for begin, frame in waiting[first:]:
+            data += frame[max(0, offset - begin) :]
+            if len(data) >= size:
+                break
+        return bytes(data[:size])
 
     def trim(self, acknowledged: int) -> None:
         """Begin a new file if the old one is large and wholly acknowledged; in memory, forget what is acknowledged.
@@ -95,17 +118,16 @@ class ControlFile:
             OSError: no new file can be had; the old one stays in use.
         """
         if self._fd < 0:
-            gone = acknowledged - self._end
-            del self._waiting[:gone]
-            self._end += gone
+            while self._waiting and self._waiting[0][0] + len(self._waiting[0][1]) <= acknowledged:
+                self._waiting.popleft()
             return
-        if acknowledged < self.end or self._end - self._base < ROTATE_BYTES or self._waiting:
+        if acknowledged < self.end or self._in_file - self._base < ROTATE_BYTES or self._waiting:
             return
-        fd = self._open(self._end)
+        fd = self._open(self._in_file)
         old, self._fd = self._fd, fd
         os.close(old)
-        os.unlink(f"{self._folder}/{control_file(self._base)}")
-        self._base = self._end
+        os.unlink(f"{self.folder}/{control_file(self._base)}")
+        self._base = self._in_file
 
     def sync(self) -> None:
         """Make the file safe from power loss.

@@ -154,7 +154,7 @@ class Journal:
 
     def _moved(self, folder: Path) -> None:
         self.folder, self._place = folder, str(folder)
-        self.control._folder = self._place
+        self.control.folder = self._place
         for segment in self.segments.values():
             if segment.path is not None:
                 segment.path = f"{folder}/{os.path.basename(segment.path)}"
