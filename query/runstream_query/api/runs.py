@@ -13,7 +13,6 @@ from runstream.run_name import name_for
 from runstream.transport import Event
 from runstream_schemas.identity import DEFAULT_EXPERIMENT_ID, new_run_id, now_ms
 from runstream_schemas.limits import MAX_BODY_BYTES, MAX_TIME_MS
-from runstream_schemas.names import CONTROL
 
 from .backend import Backend
 from .errors import invalid, missing_resource
@@ -33,7 +32,6 @@ from .wire import Empty, Int32, Int64, JsonResponse, KeyValue, Message, invalid_
 
 RUN_NAME_TAG: Final = "mlflow.runName"
 LOGGED_MODELS_TAG: Final = "mlflow.log-model.history"
-MAX_NAME_CHARS: Final = 250
 _EVENT_ROOM_BYTES: Final = MAX_BODY_BYTES - 10_000
 
 
@@ -223,7 +221,6 @@ async def _update(backend: Backend, request: Request) -> Response:
     message = await read(UpdateRun, request)
     status = enum_name(message.status, RUN_STATUSES, "status")
     state = await backend.active_run(message.run_id or "")
-    before = (state.status, state.end_time, state.name, state.tags.get(RUN_NAME_TAG))
     if message.end_time is not None:
         state.end_time = check_time("end_time", message.end_time)
     if status is not None:
@@ -239,7 +236,7 @@ async def _update(backend: Backend, request: Request) -> Response:
     if message.run_name:
         events += _rename(backend, state, message.run_name)
     if events:
-        await _commit(backend, state, events, before)
+        await commit(backend, state, events)
     return JsonResponse({"run_info": state.info()})
 
 
@@ -252,8 +249,8 @@ def _rename(backend: Backend, state: RunState, name: str) -> list[Event]:
     ]
 
 
-async def _commit(backend: Backend, state: RunState, events: Sequence[Event], before: object = None) -> None:
-    """Append; if that fails, what is known of the run is read again."""
+async def commit(backend: Backend, state: RunState, events: Sequence[Event]) -> None:
+    """Append events whose effect is noted in `state`; if that fails, the run is read again at its next use."""
     state.generation += 1
     try:
         await backend.write(*events)
@@ -265,7 +262,7 @@ async def _commit(backend: Backend, state: RunState, events: Sequence[Event], be
 async def _set_stage(backend: Backend, request: Request, stage: str) -> Response:
     state = await backend.run((await read(GetRun, request)).run_id or "")
     state.lifecycle_stage = stage
-    await _commit(
+    await commit(
         backend,
         state,
         [backend.events.make("run_updated", state.run_id, run_id=state.run_id, lifecycle_stage=stage)],
@@ -339,7 +336,7 @@ async def _log_param(backend: Backend, request: Request) -> Response:
     fresh = new_params(state, [param], single=True)
     if fresh:
         state.params.update(fresh)
-        await _commit(backend, state, param_events(backend, state.run_id, fresh))
+        await commit(backend, state, param_events(backend, state.run_id, fresh))
     return Empty()
 
 
@@ -363,7 +360,7 @@ async def _set_tag(backend: Backend, request: Request) -> Response:
     state = await backend.active_run(message.run_id or "")
     events = apply_tags(backend, state, [tag])
     if events:
-        await _commit(backend, state, events)
+        await commit(backend, state, events)
     return Empty()
 
 
@@ -378,13 +375,8 @@ async def _delete_tag(backend: Backend, request: Request) -> Response:
             raise missing_resource(f"No tag with name: {key} in run with id {state.run_id}")
     state.tags.pop(key, None)
     deleted = backend.events.make("run_tags", state.run_id, run_id=state.run_id, keys=[], values=[], deleted_keys=[key])
-    await _commit(backend, state, [deleted])
+    await commit(backend, state, [deleted])
     return Empty()
-
-
-async def commit(backend: Backend, state: RunState, events: Sequence[Event]) -> None:
-    """Append a run's events (see `_commit`)."""
-    await _commit(backend, state, events)
 
 
 async def _log_model(backend: Backend, request: Request) -> Response:
@@ -410,11 +402,9 @@ async def _log_model(backend: Backend, request: Request) -> Response:
         history = []
     value = json.dumps([*history, entry] if isinstance(history, list) else [entry])
     events = apply_tags(backend, state, [(LOGGED_MODELS_TAG, value)])
-    await _commit(backend, state, events)
+    await commit(backend, state, events)
     return Empty()
 
-
-WAIT_RUN: Final = (CONTROL,)
 
 ENDPOINTS = (
     Endpoint("POST", "/mlflow/runs/create", _create, CreateRun),
