@@ -6,6 +6,7 @@ import fcntl
 import os
 import random
 import resource
+import struct
 import threading
 import time
 from itertools import pairwise
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from runstream.transport import Event
+from runstream.transport.directory import DirectoryTransport
 from runstream_ingest.log import LogRecord, Unreadable
 from runstream_ingest.log import directory as module
 from runstream_ingest.log.directory import DirectoryLog, end_positions, remove_old_segments, start_positions
@@ -56,25 +59,94 @@ def test_a_torn_tail_is_waited_for_while_its_writer_lives(tmp_path: Path) -> Non
         file.write(frame[:57])
         assert log.poll(0.05) == []
         file.write(frame[57:])
-        assert bodies(take(log, 1)) == [b"slow" * 100]
+    assert bodies(take(log, 1)) == [b"slow" * 100]
     log.close()
 
 
+def test_the_clients_appender_and_the_reader_agree_about_torn_tails(tmp_path: Path) -> None:
+    """Whoever meets the torn tail first: every frame that was acknowledged is read once, at joining offsets."""
+    rng = random.Random(9)
+    root = tmp_path / "log"
+    transport = DirectoryTransport(root)
+    log = opened(root)
+    wanted: list[bytes] = []
+    got: list[LogRecord | Unreadable] = []
+    for number in range(60):
+        body = b"%d-" % number * rng.randrange(1, 50)
+        transport.send([Event("metrics", "k", MARK, body)]).result(10)
+        wanted.append(body)
+        [last] = sorted((root / "metrics").glob("*.log"))[-1:]
+        if rng.random() < 0.5:
+            torn = encode_frame(1, MARK, "k", b"killed" * 20)
+            with open(last, "ab") as file:
+                file.write(torn[: rng.randrange(1, len(torn))])
+        if rng.random() < 0.5:
+            got += log.poll(0.02)
+    got += drain(log)
+    assert bodies(got) == wanted
+    assert all(item.next_offset == following.offset for item, following in pairwise(got))
+    assert got[-1].next_offset == transport.end_positions(5)[PLACE] == end_positions(root)[PLACE]
+    log.close()
+    transport.close(5)
+
+
 @pytest.mark.parametrize("cut", [1, 3, 4, 8, 30, 31, 32, 100, 200])
-def test_a_torn_tail_without_a_writer_is_unreadable(tmp_path: Path, cut: int) -> None:
-    """Its writer was killed: the range is reported at once, and what is appended behind it is read."""
+def test_a_torn_tail_without_a_writer_is_cut_off(tmp_path: Path, cut: int) -> None:
+    """Its writer was killed and nobody was told of it: what is appended next stands in its place and is read."""
     harness = DirectoryHarness(tmp_path, 100_000)
     harness.append("metrics", b"first")
     harness.write("metrics", encode_frame(1, MARK, "k", b"torn" * 100)[:cut])
     log = opened(tmp_path)
-    first, torn = take(log, 2)
-    assert isinstance(torn, Unreadable)
-    assert (torn.offset, torn.next_offset - torn.offset) == (first.next_offset, cut)
-    assert torn.next_offset == end_positions(tmp_path)[PLACE]
+    [first] = take(log, 1)
+    assert log.poll(0.02) == []
+    assert first.next_offset == end_positions(tmp_path)[PLACE]
     harness.append("metrics", b"next")
     [following] = take(log, 1)
     assert bodies([following]) == [b"next"]
-    assert following.offset == torn.next_offset
+    assert following.offset == first.next_offset
+    log.close()
+
+
+def mark(folder: Path, size: int) -> None:
+    """What an appender leaves in the lock's file."""
+    (folder / "lock").write_bytes(struct.pack("<qqq", 0, size, size ^ 0x52534D41524B))
+
+
+def test_frames_behind_the_mark_are_read_once_their_writer_is_done(tmp_path: Path) -> None:
+    """A writer whose disk is full takes whole frames back: until it marks them or lets go they are not there."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    first, second = (encode_frame(1, MARK, "k", body) for body in (b"one", b"two"))
+    mark(folder, len(first))
+    log = opened(tmp_path)
+    with open(folder / "lock", "r+b") as lock, open(folder / segment_name(0), "ab", buffering=0) as file:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        file.write(first + second)
+        assert bodies(take(log, 1)) == [b"one"]
+        assert log.poll(0.05) == []
+        os.truncate(folder / segment_name(0), len(first))
+        file.write(encode_frame(1, MARK, "k", b"another"))
+        assert log.poll(0.05) == []
+        mark(folder, (folder / segment_name(0)).stat().st_size)
+        assert bodies(take(log, 1)) == [b"another"]
+        file.write(second)
+    assert bodies(take(log, 1)) == [b"two"]
+    log.close()
+
+
+def test_acknowledged_frames_that_are_damaged_are_never_cut(tmp_path: Path) -> None:
+    """Below the mark a broken end is a range of its own, and appenders go on behind it."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    first, second = (encode_frame(1, MARK, "k", body) for body in (b"one", b"two"))
+    broken = second[:-1] + bytes([second[-1] ^ 1])
+    (folder / segment_name(0)).write_bytes(first + broken)
+    mark(folder, len(first + broken))
+    log = opened(tmp_path)
+    items = drain(log)
+    assert bodies(items) == [b"one"]
+    assert [type(item) for item in items] == [LogRecord, Unreadable]
+    assert items[-1].next_offset == len(first + broken) == end_positions(tmp_path)[PLACE]
     log.close()
 
 

@@ -1,8 +1,9 @@
 """The event log of a data directory: tails `log/<stream>/`, written by any number of appenders (see `segment`).
 
 What it relies on: appenders write whole frames under `flock` on the stream's `lock`, start a new segment only behind a
-finished one, and never cut a file. A reader takes that lock only to learn whether an unfinished frame at the end is
-still being written.
+finished one, and mark in the lock's file up to where they wrote; what lies behind the mark and is no whole frame was
+never acknowledged, and is cut off by the next appender. A reader takes the lock only where the log ends inside a frame,
+and then does the same.
 
 Positions live in the store (`ingest_positions`) alone. After a reboot the last segments are read again, because a power
 cut may have taken bytes that the store already holds and new frames may stand in their place.
@@ -10,6 +11,7 @@ cut may have taken bytes that the store already holds and new frames may stand i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -41,6 +43,9 @@ __all__ = ["DirectoryLog", "end_positions", "remove_old_segments", "start_positi
 CHUNK_BYTES: Final = 2 * 1024 * 1024
 """Most bytes read of one stream in one poll, unless one frame is larger."""
 STATE_FILE: Final = "reader.json"
+_MARK: Final = struct.Struct("<qqq")
+"""In the lock's file: base offset of the last segment, how much of it is written, and their xor with the next."""
+_MARK_CHECK: Final = 0x52534D41524B
 _HEADER: Final = struct.Struct("<4sIIHHq8s")
 """A frame's header in one piece, as `segment` describes it; the checksum covers all behind its 8th byte."""
 
@@ -166,12 +171,26 @@ class _Tail:
             # Asked before reading: appenders leave a segment only when it is finished.
             following = self._following()
             data = os.pread(self._file, self._wanted, self._position - self._base)
+            if following is None and data:
+                data = self._acknowledged(data)
             if self._split(data, following, found):
                 continue
             if found or following is None or not self._at_end():
                 break
             self._leave(following, found)
         return found
+
+    def _acknowledged(self, data: bytes) -> bytes:
+        """What of `data`, read at the position, no appender takes back: on a full disk one cuts off what it wrote."""
+        marked = _marked_end_now(self._folder, self._base)
+        if marked is not None and marked >= self._position + len(data):
+            return data
+        with _try_lock(self._folder) as lock:
+            if lock is not None:
+                # Nobody writes. Whole frames behind the mark stay: their writer was killed before it could mark them.
+                return os.pread(self._file, self._wanted, self._position - self._base)
+        self.unfinished = True
+        return b"" if marked is None else data[: max(0, marked - self._position)]
 
     def _split(self, data: bytes, following: int | None, found: list[LogRecord | Unreadable]) -> bool:
         """Append what `data` holds to `found`; True where the file holds more of an unfinished frame."""
@@ -211,20 +230,35 @@ class _Tail:
     def _incomplete(
         self, item: Incomplete, data_end: int, following: int | None, found: list[LogRecord | Unreadable]
     ) -> bool:
-        """The data ends inside a frame: True to read more, else wait for its appender or give the frame up as torn."""
+        """The data ends inside a frame: True to read more, else wait for its appender or set the frame aside."""
         file_end = self._base + os.fstat(self._file).st_size
         if file_end > data_end:
             self._wanted = max(CHUNK_BYTES, item.wanted_bytes, 2 * (data_end - item.offset))
             return True
-        if following is None:
-            with _try_lock(self._folder) as nobody_writes:
-                if not nobody_writes or self._base + os.fstat(self._file).st_size != file_end:
-                    self.unfinished = True
-                    return False
-        self._position = file_end
-        reason = "a frame was never finished: its writer was killed"
-        found.append(Unreadable(self._stream, 0, item.offset, file_end, reason))
+        if following is not None:
+            reason = "a frame was never finished, and writers went on in the next segment"
+            found.append(Unreadable(self._stream, 0, item.offset, file_end, reason))
+            self._position = file_end
+            return False
+        with _try_lock(self._folder) as lock:
+            if lock is None or self._base + os.fstat(self._file).st_size != file_end:
+                self.unfinished = True  # being written
+                return False
+            marked = _marked_end(lock, self._base)
+            if marked is not None and item.offset < marked <= file_end:
+                # Acknowledged and damaged since: appenders go on behind the mark.
+                found.append(Unreadable(self._stream, 0, item.offset, marked, "an acknowledged frame is damaged"))
+                self._position = marked
+                return marked < file_end
+            # Its writer was killed and nobody was told that it is there. The next appender would cut it off, and write
+            # in its place: whoever comes first does it, so that no position ever lies behind what is written next.
+            self._cut(item.offset)
         return False
+
+    def _cut(self, offset: int) -> None:
+        """Cut the segment at `offset`; under the lock. Where that is not allowed there are no appenders either."""
+        with contextlib.suppress(OSError):
+            os.truncate(self._folder / segment_name(self._base), offset - self._base)
 
     def _at_end(self) -> bool:
         return self._position - self._base >= os.fstat(self._file).st_size
@@ -374,22 +408,43 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _try_lock(folder: Path) -> Iterator[bool]:
-    """True while nobody appends."""
+def _try_lock(folder: Path) -> Iterator[int | None]:
+    """Hold the appenders' lock: its descriptor, or None where somebody else holds it or it cannot be opened."""
     try:
         file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError:
-        yield True  # a folder that cannot be written to has no writers
+        yield None
         return
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
         else:
-            yield True
+            yield file
     finally:
         os.close(file)
+
+
+def _marked_end_now(folder: Path, base: int) -> int | None:
+    """`_marked_end` without the lock: a mark that is being written fails its check."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _marked_end(lock, base)
+    finally:
+        os.close(lock)
+
+
+def _marked_end(lock: int, base: int) -> int | None:
+    """Up to where appenders say that the segment at `base` is written, from the lock's content; None if they do not."""
+    data = os.pread(lock, _MARK.size, 0)
+    if len(data) != _MARK.size:
+        return None
+    marked_base, size, check = _MARK.unpack(data)
+    return base + size if marked_base == base and marked_base ^ size ^ _MARK_CHECK == check else None
 
 
 def _boot_id() -> str:
