@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 
 import pytest
 
@@ -28,7 +27,7 @@ GOOD = record(points("a", [1.0]), 7)
 )
 def test_refusal_names_the_reason(changes: dict[str, object], reason: str) -> None:
     """What can be told without decoding goes to the dead letters, whole, with its reason."""
-    broken = dataclasses.replace(GOOD, **changes)
+    broken = GOOD._replace(**changes)
     letter = refusal(broken)
     assert letter is not None
     assert reason in letter.reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from runstream_schemas.names import Stream
 
@@ -23,9 +23,8 @@ class LogError(IngestError):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class LogRecord:
-    """One undecoded record of the log."""
+class LogRecord(NamedTuple):
+    """One undecoded record of the log. A named tuple, for it takes half the time of a frozen dataclass to make."""
 
     stream: Stream
     partition: int

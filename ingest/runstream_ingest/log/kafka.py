@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 COMMIT_INTERVAL_SECONDS: Final = 0.2
 """Commits between these are folded into one: the store's positions are what counts."""
+_MIN_POLL_SECONDS: Final = 0.025
+"""A call without records costs kafka-python 0.35 ms of CPU: a fifth of a core at 5 ms each, a thirtieth at 25 ms.
+Records end the wait at once."""
 _CONNECT_SECONDS: Final = 5.0
 _MAX_POLL_RECORDS: Final = 20_000
 _FETCH_BYTES: Final = 8 * 1024 * 1024
@@ -135,7 +138,8 @@ class KafkaLog:
         found, self._found = self._found, []
         try:
             polled = consumer.poll(
-                timeout_ms=0 if found else int(timeout_seconds * 1000), max_records=_MAX_POLL_RECORDS
+                timeout_ms=0 if found else int(max(timeout_seconds, _MIN_POLL_SECONDS) * 1000),
+                max_records=_MAX_POLL_RECORDS,
             )
         except Exception as exc:
             self._trouble(consumer, exc)
