@@ -7,7 +7,7 @@ they lie: a point that is there twice until a merge changes no extreme and no tr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from runstream.entities import Metric
@@ -34,14 +34,14 @@ ORDER BY {order}"""
 
 # Runs and keys are numbered first: `transform` of a LowCardinality column looks at each distinct value once, and
 # grouping by small numbers is several times cheaper than by strings.
-_NUMBERED: Final = (
-    "toUInt32(transform(run_id, {runs:Array(String)}, {run_numbers:Array(Int64)}, toInt64(0))) AS run_number, "
-    "toUInt32(transform(key, {keys:Array(String)}, {key_numbers:Array(Int64)}, toInt64(0))) AS key_number"
-)
+_RUN_NUMBER: Final = "toUInt32(transform(run_id, {runs:Array(String)}, {run_numbers:Array(Int64)}, toInt64(0)))"
+_KEY_NUMBER: Final = "toUInt32(transform(key, {keys:Array(String)}, {key_numbers:Array(Int64)}, toInt64(0)))"
+_NUMBERED: Final = "{run_number} AS run_number, {key_number} AS key_number"
+_FIRST: Final = "transform(run_id, {runs:Array(String)}, {firsts:Array(Int64)}, toInt64(0))"
+_SPAN: Final = "transform(run_id, {runs:Array(String)}, {spans:Array(UInt64)}, toUInt64(0))"
 _FROM: Final = """
 FROM points
-PREWHERE run_id IN {runs:Array(String)} AND key IN {keys:Array(String)}
-WHERE run_id NOT IN (SELECT run_id FROM purged_runs){steps}"""
+PREWHERE run_id IN {runs:Array(String)} AND key IN {keys:Array(String)}{steps}"""
 
 _BOUNDS: Final = f"SELECT toString(run_id), min(step), max(step){_FROM}\nGROUP BY run_id"
 
@@ -54,9 +54,9 @@ FROM
 (
     SELECT step, timestamp, value, {_NUMBERED},
         toUInt32(intDiv(
-            (to{{integer}}(step) - transform(run_id, {{runs:Array(String)}}, {{firsts:Array(Int64)}}, toInt64(0)))
+            (to{{integer}}(step) - {{first}})
                 * {{count}},
-            to{{integer}}(transform(run_id, {{runs:Array(String)}}, {{spans:Array(UInt64)}}, toUInt64(0))) + 1
+            to{{integer}}({{span}}) + 1
         )) AS bucket
     {_FROM}
 )
@@ -68,6 +68,8 @@ SELECT run_number, key_number, largestTriangleThreeBuckets({{count}})(step, valu
 FROM (SELECT step, value, {_NUMBERED}{_FROM})
 GROUP BY run_number, key_number
 ORDER BY run_number, key_number"""
+
+_PURGED: Final = "SELECT run_id FROM purged_runs WHERE run_id IN {runs:Array(String)}"
 
 _LATEST: Final = """
 SELECT toString(run_id), toString(key), last.step, toUnixTimestamp64Milli(last.timestamp),
@@ -147,18 +149,19 @@ def buckets(
     The buckets of a run are equal stretches between the smallest and the largest step of these keys of it.
     """
     found: dict[tuple[str, str], list[Bucket]] = {}
-    for series in _series(run_ids, keys, count, first_step, last_step):
+    for series in _series(store, run_ids, keys, count, first_step, last_step):
         bounds = {run: (int(low), int(high)) for run, low, high in store.rows(series.sql(_BOUNDS), series.parameters)}
         if not bounds:
             continue
-        runs = list(bounds)
-        spans = [high - low for low, high in bounds.values()]
+        runs = [run for run in series.runs if run in bounds]
+        series = replace(series, runs=runs)
+        spans = [bounds[run][1] - bounds[run][0] for run in runs]
         # Exact in 64 bits unless the product of a step and the count may leave them.
         integer = "Int64" if max(spans) * count < 1 << 62 and max(map(_extent, bounds.values())) < 1 << 62 else "Int128"
         parameters = {
             **series.parameters,
             **_numbered(runs, series.keys),
-            "firsts": [low for low, _ in bounds.values()],
+            "firsts": [bounds[run][0] for run in runs],
             "spans": spans,
         }
         for row in store.rows(series.sql(_BUCKETS, integer=integer), parameters):
@@ -182,7 +185,7 @@ def points(
     Points that are no number are left out.
     """
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for series in _series(run_ids, keys, count, first_step, last_step):
+    for series in _series(store, run_ids, keys, count, first_step, last_step):
         parameters = {**series.parameters, **_numbered(series.runs, series.keys)}
         for run, key, pairs in store.rows(series.sql(_LTTB), parameters):
             found[series.runs[run], series.keys[key]] = [(int(step), value) for step, value in pairs]
@@ -215,19 +218,39 @@ class _Series:
 
     def sql(self, template: str, *, integer: str = "") -> str:
         # The parameter of the aggregate function must be a literal; a checked integer is one.
-        found = template.replace("{steps}", self.steps).replace("{count}", str(self.count))
-        return found.replace("{integer}", integer)
+        found = (
+            template.replace("{steps}", self.steps).replace("{count}", str(self.count)).replace("{integer}", integer)
+        )
+        # One series needs no numbers: its bounds are constants.
+        one_run, one_key = len(self.runs) == 1, len(self.keys) == 1
+        for name, expression in (
+            ("run_number", "toUInt32(0)" if one_run else _RUN_NUMBER),
+            ("key_number", "toUInt32(0)" if one_key else _KEY_NUMBER),
+            ("first", "{firsts:Array(Int64)}[1]" if one_run else _FIRST),
+            ("span", "{spans:Array(UInt64)}[1]" if one_run else _SPAN),
+        ):
+            found = found.replace(f"{{{name}}}", expression)
+        return found
 
 
 def _series(
-    run_ids: Sequence[str], keys: Sequence[str], count: int, first_step: int | None, last_step: int | None
+    store: Store,
+    run_ids: Sequence[str],
+    keys: Sequence[str],
+    count: int,
+    first_step: int | None,
+    last_step: int | None,
 ) -> Iterator[_Series]:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_BUCKETS:
         raise InvalidQuery(f"{count!r} buckets: expected a whole number from 1 to {MAX_BUCKETS}")
     steps, parameters = _step_range(first_step, last_step)
     names = list(dict.fromkeys(_texts(keys)))
     for chunk in id_chunks(list(dict.fromkeys(_texts(run_ids)))) if names else ():
-        yield _Series(chunk, names, count, steps, {"runs": chunk, "keys": names, **parameters})
+        # Once here instead of once for each of millions of points.
+        purged = {row[0] for row in store.rows(_PURGED, {"runs": chunk})}
+        runs = [run for run in chunk if run not in purged]
+        if runs:
+            yield _Series(runs, names, count, steps, {"runs": runs, "keys": names, **parameters})
 
 
 def _numbered(runs: list[str], keys: list[str]) -> dict[str, Parameter]:

@@ -31,7 +31,7 @@ class Parameters:
         elif isinstance(value, int | float):
             value, kind = float(value), "Float64"
         else:
-            value, kind = list(value), "Array(String)"
+            value, kind = [str(item) for item in value], "Array(String)"
         self.values[name] = value
         return f"{{{name}:{kind}}}"
 
