@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from runstream_ingest.batch import Batch, BatchLimits, Pace, refusal
