@@ -93,7 +93,7 @@ def test_any_json_is_a_message_or_a_wrong_parameter(fields: dict[str, object]) -
 
 
 def test_artifact_addresses() -> None:
-    """Addresses below the root are told as mlflow-artifacts:, stored relative, and found again; others are left alone."""
+    """Addresses below the root are told as mlflow-artifacts: and found again; others are left alone."""
     root = ArtifactRoot("file:///data/artifacts")
     told = root.present("file:///data/artifacts/0/r/artifacts")
     assert told == "mlflow-artifacts:/0/r/artifacts" == root.present("/data/artifacts/0/r/artifacts")
