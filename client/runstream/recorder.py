@@ -186,6 +186,9 @@ class Recorder:
         return tuple(self._open_runs)
 
     def _bind(self, channel: RunChannel, stale: Write | None) -> Write:
+        outlet = self._outlet
+        if outlet is not None and outlet.journal.write is stale:
+            outlet.journal.prepare_spare(now=True)
         with self._lock:
             journal = self._ensure().journal
             self._adopt(channel, journal)

@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,6 +96,7 @@ class Journal:
         self.left_out: dict[int, int] = {}
         """Points that thinning left out, by segment."""
         self._spare: Segment | None = None
+        self._preparing = threading.RLock()
         self.dropped_points = 0
         """Of memory segments that went before they were delivered; an estimate from their bytes."""
         self._warned: set[str] = set()
@@ -246,19 +248,36 @@ class Journal:
 
     # -- called by the delivery thread
 
-    def prepare_spare(self) -> None:
-        """Have the next segment ready, so that no training thread waits for the disk. Takes up to some milliseconds."""
-        if self._spare is not None or self._place is None or self.closed:
+    def _has_spare(self) -> bool:
+        return self._spare is not None
+
+    def prepare_spare(self, *, now: bool = False) -> None:
+        """Have the next segment ready, so that no training thread waits for the disk. Takes up to some milliseconds.
+
+        Never under the recorder's lock: a signal handler may wait for another thread that needs it (SIGTERM ends runs).
+
+        Args:
+            now: a training thread that has come before the delivery thread needs the segment.
+        """
+        if self._has_spare() or self._place is None or self.closed:
             return
-        if self.current.path is not None and self.current.end() * 4 < self.current.size:
+        if not now and self.current.path is not None and self.current.end() * 4 < self.current.size:
             return  # not needed soon
+        if not self._preparing.acquire(blocking=now):
+            return
         try:
+            if self._has_spare():
+                return
             segment = Segment.prepare(self._place, self._next_size)
+            self._next_size = min(self._next_size * 4, self._largest)
+            if self._has_spare():  # a signal handler was faster
+                segment.remove()
+            else:
+                self._spare = segment
         except OSError as exc:
             self.trouble("metrics", exc)
-            return
-        self._next_size = min(self._next_size * 4, self._largest)
-        self._spare = segment
+        finally:
+            self._preparing.release()
 
     def sync(self) -> None:
         """Make everything written before safe from power loss: at most the last second is lost then."""
