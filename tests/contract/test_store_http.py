@@ -582,11 +582,6 @@ def test_the_walls_behind_the_gate(store: LocalStore, writer: Client) -> None:
             writer.query(sql)
 
 
-def test_the_engine_finds_its_program_headers(writer: Client) -> None:
-    """Without /proc/self/auxv it takes whatever lies behind the environment for it, and dies at its first exception."""
-    assert writer.query("SELECT length(file('/proc/self/auxv')) > 100").result_rows == [(1,)]
-
-
 def test_the_writer_token_is_not_readable_from_sql(store: LocalStore, writer: Client) -> None:
     """db/server.json is written by the process but closed to it."""
     needs_landlock(store)

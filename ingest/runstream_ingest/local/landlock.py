@@ -62,7 +62,8 @@ def program_paths() -> list[Path]:
         paths |= {Path(path) for path in getattr(package, "__path__", ())}
     here = Path.cwd()
     paths |= {Path(path) for path in sys.path if path and Path(path) != here}
-    # Without auxv the engine looks for it behind the environment, where it no longer is once anything has been set.
+    # Without auxv the engine takes what lies behind the environment for it, which is rubbish once a variable was set:
+    # it then looks for the clock of the vDSO at a wild address.
     system = (
         "/lib /lib64 /usr/lib /usr/lib64 /usr/local/lib /usr/share/zoneinfo /etc/ld.so.cache /etc/localtime /sys "
         "/etc/timezone /dev/null /dev/zero /dev/urandom /dev/random /proc/cpuinfo /proc/meminfo /proc/stat /proc/sys "
