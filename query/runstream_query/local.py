@@ -155,8 +155,8 @@ class LocalStore:
         if self._artifact_root:
             environment["RUNSTREAM_ARTIFACT_ROOT"] = self._artifact_root
         if attempt:
-            # chDB 4.4 dies of SIGSEGV at its start under rare sizes of the environment, and there always: 18 of 18
-            # starts under one of them, 0 of 24 under the next larger ones.
+            # A crash at the start may depend on the process's memory layout, and so on the size of its environment: one
+            # did, in 18 of 18 starts under one size and 0 of 24 under the next larger ones.
             environment["RUNSTREAM_START_ATTEMPT"] = str(attempt) * 37 * attempt
         if environment.get("PYTHONPATH"):
             # The process runs in /, so that it keeps no folder of the user's busy.
