@@ -31,11 +31,12 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["ENVIRONMENT_VARIABLES", "KafkaAddress", "KafkaSecurity"]
+__all__ = ["ENVIRONMENT_VARIABLES", "KafkaAddress", "KafkaSecurity", "open_client"]
 
 _PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
@@ -206,6 +207,24 @@ class _Secret(str):
 
     def __repr__(self) -> str:
         return "'***'"
+
+
+def open_client(kind: type[Any], **options: Any) -> Any:
+    """A kafka-python admin client or consumer whose threads and sockets end where its constructor fails.
+
+    By itself it leaves its I/O thread running then, one for every attempt to reach brokers that are away.
+    """
+    client = kind.__new__(kind)
+    try:
+        client.__init__(**options)
+    except BaseException:
+        network = getattr(client, "_net", None)
+        for end in (getattr(getattr(client, "_client", None), "close", None), getattr(network, "stop", None)):
+            if end is not None:
+                with suppress(Exception):
+                    end()
+        raise
+    return client
 
 
 def _keep_logins_out_of_logs() -> None:

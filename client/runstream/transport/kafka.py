@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from runstream_schemas.kafka_address import KafkaAddress, KafkaSecurity
+from runstream_schemas.kafka_address import KafkaAddress, KafkaSecurity, open_client
 from runstream_schemas.names import STREAMS, Stream, topic
 
 from . import Event, Positions, Receipt, TransportError
@@ -250,7 +250,8 @@ class _Ends:
 
         if self._admin is None or self._pid != os.getpid():
             self._pid = os.getpid()
-            self._admin = KafkaAdminClient(
+            self._admin = open_client(
+                KafkaAdminClient,
                 bootstrap_servers=list(self._address.brokers),
                 client_id="runstream-ends",
                 bootstrap_timeout_ms=max(500, int(timeout_seconds * 1000)),

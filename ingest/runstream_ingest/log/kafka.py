@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from runstream_schemas.kafka_address import KafkaAddress, KafkaSecurity
+from runstream_schemas.kafka_address import KafkaAddress, KafkaSecurity, open_client
 from runstream_schemas.names import SCHEMA_HEADER, STREAMS, Stream, consumer_group, topic
 
 from ..errors import SettingsError
@@ -233,7 +233,8 @@ class KafkaLog:
         from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
         try:
-            self._consumer = KafkaConsumer(
+            self._consumer = open_client(
+                KafkaConsumer,
                 bootstrap_servers=list(self._address.brokers),
                 client_id="runstream-ingest",
                 group_id=self._group,

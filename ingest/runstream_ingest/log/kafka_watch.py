@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from runstream_schemas.kafka_address import KafkaAddress
+from runstream_schemas.kafka_address import KafkaAddress, open_client
 
 from . import LogError
 
@@ -74,7 +74,8 @@ class TopicWatch:
                 if admin is None:
                     from kafka import KafkaAdminClient
 
-                    admin = KafkaAdminClient(
+                    admin = open_client(
+                        KafkaAdminClient,
                         bootstrap_servers=list(self._address.brokers),
                         client_id="runstream-topics",
                         bootstrap_timeout_ms=3_000,
