@@ -209,7 +209,7 @@ class _Secret(str):
         return "'***'"
 
 
-def open_client(kind: type[Any], **options: Any) -> Any:
+def open_client(kind: Any, **options: Any) -> Any:
     """A kafka-python admin client or consumer whose threads and sockets end where its constructor fails.
 
     By itself it leaves its I/O thread running then, one for every attempt to reach brokers that are away.
