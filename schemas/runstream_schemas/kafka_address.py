@@ -214,7 +214,7 @@ def open_client(kind: Any, **options: Any) -> Any:
 
     By itself it leaves its I/O thread running then, one for every attempt to reach brokers that are away.
     """
-    client = kind.__new__(kind)
+    client: Any = object.__new__(kind)
     try:
         client.__init__(**options)
     except BaseException:
