@@ -116,20 +116,18 @@ def get_experiment_by_name(name: str) -> Experiment | None:
     return Client().get_experiment_by_name(name)
 
 
-def metric_history(key: str, run_id: str | None = None, *, output_format: Literal["list", "pandas"] = "list") -> Any:
-    """Every point of a metric, ordered by step, then time.
+def metric_history(run_id: str, key: str, *, output_format: Literal["list", "pandas"] = "list") -> Any:
+    """Every point of a metric, ordered by step, then time; empty if the run has no such metric.
 
     Args:
-        run_id: the active run, or the one that ended last, if left out.
+        run_id: as in `MlflowClient.get_metric_history`, whose order of arguments this is.
         output_format: a list of `Metric`, or a DataFrame with the columns step, timestamp (UTC) and value.
+
+    Raises:
+        NotFoundError: there is no such run.
     """
     if output_format not in ("pandas", "list"):
         raise InvalidInputError(f'output_format {output_format!r} is neither "pandas" nor "list"')
-    if run_id is None:
-        last = tracker.last_run
-        if last is None:
-            raise InvalidInputError("metric_history needs run_id=: no run has been active in this process")
-        run_id = last.info.run_id
     points: list[Metric] = Client().get_metric_history(run_id, key)
     if output_format == "list":
         return points

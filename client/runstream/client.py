@@ -334,8 +334,15 @@ class Client(ArtifactCalls):
             self._writer.log_input(identifier, *input_of(each.dataset, None, tags, {}))
 
     def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
-        """Every point of a metric, ordered by step, then time."""
-        return self._reader.metric_history(check_run_id(run_id), check_key("metric key", key))
+        """Every point of a metric, ordered by step, then time; empty if the run has no such metric.
+
+        Raises:
+            NotFoundError: there is no such run.
+        """
+        points: list[Metric] = self._reader.metric_history(check_run_id(run_id), check_key("metric key", key))
+        if not points:
+            self.get_run(run_id)
+        return points
 
     # All of it
 

@@ -108,7 +108,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
         [None],
     ),
     "sql format": (lambda bad: runstream.sql("SELECT 1", output_format=bad), ["csv", None]),
-    "metric_history format": (lambda bad: runstream.metric_history("k", output_format=bad), ["csv", None]),
+    "metric_history format": (lambda bad: runstream.metric_history("r", "k", output_format=bad), ["csv", None]),
     "Client create_run": (lambda bad: Client().create_run(bad), [None, "", "a b"]),
     "Client create_run name": (lambda bad: Client().create_run("0", run_name=bad), BAD_NAMES[1:]),
     "Client create_run time": (lambda bad: Client().create_run("0", bad), ["1", -1, limits.MAX_TIME_MS, True]),

@@ -52,9 +52,12 @@ def test_what_was_logged_is_found_at_once(data: Path) -> None:
     assert (found.info.status, found.info.run_name, found.data.metrics["loss"]) == ("FINISHED", "one", 0.01)
     assert [each.dataset.name for each in found.inputs.dataset_inputs] == ["wine"]
     assert found.info.artifact_uri == run.info.artifact_uri
-    assert [point.step for point in runstream.metric_history("loss")] == list(range(100))
-    table = runstream.metric_history("loss", run.info.run_id, output_format="pandas")
+    assert [point.step for point in runstream.metric_history(run.info.run_id, "loss")] == list(range(100))
+    table = runstream.metric_history(run.info.run_id, "loss", output_format="pandas")
     assert table["value"].iloc[-1] == 0.01
+    assert runstream.metric_history(run.info.run_id, "never logged") == []
+    with pytest.raises(runstream.NotFoundError):
+        runstream.metric_history("loss", run.info.run_id)
     rows = runstream.sql(
         "SELECT count() AS n FROM metrics WHERE run_id = {run:String}", {"run": run.info.run_id}, "rows"
     )
