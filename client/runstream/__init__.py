@@ -65,7 +65,6 @@ from .errors import (
     UnavailableError,
 )
 from .hot import log_metric, log_metrics
-from .recorder import Report
 from .run import ActiveRun
 
 if TYPE_CHECKING:
@@ -93,6 +92,7 @@ if TYPE_CHECKING:
     )
     from .artifacts import download_artifacts, list_artifacts, load_dict, load_image, load_text
     from .client import Client
+    from .recorder import Report
 
 __version__ = "0.1.0"
 
@@ -180,6 +180,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "Report": "recorder",
     "get_artifact_uri": "api_artifacts",
     "load_table": "api_artifacts",
     "log_artifact": "api_artifacts",

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from runstream_schemas import identity
 
@@ -22,11 +22,13 @@ from .entities import Run, RunInfo, RunStatus
 from .errors import InvalidInputError
 from .events import EventWriter, writer_for
 from .process_end import ProcessEnd
-from .recorder import Report, close_all
 from .run import ActiveRun
 from .run_name import name_for
 from .source import BackgroundCapture, capture
 from .validation import check_experiment_id, check_experiment_name, check_run_id, check_run_name, check_tags, check_text
+
+if TYPE_CHECKING:
+    from .recorder import Report
 
 __all__ = ["Target", "Tracker", "tracker"]
 
@@ -63,7 +65,7 @@ class Tracker:
         self._deleted: set[str] = set()
         self._background = BackgroundCapture()
         self._ticket = 0
-        self._end = ProcessEnd(self.end_all, self._settle, close_all)
+        self._end = ProcessEnd(self.end_all, self._settle, self._deliver)
         self.system_metrics: bool | None = None
         """Whether runs sample system metrics; None: as the environment says."""
         self.system_metrics_changes: dict[str, Any] = {}
@@ -366,6 +368,11 @@ class Tracker:
     def _settle(self, timeout_seconds: float) -> None:
         if self._ticket:
             self._background.wait(self._ticket, timeout_seconds)
+
+    def _deliver(self, timeout_seconds: float) -> None:
+        from .recorder import close_all
+
+        close_all(timeout_seconds)
 
     def after_fork_in_child(self) -> None:
         """In a forked child: the lock is new, for another thread of the parent may have held the old one."""

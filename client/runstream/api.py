@@ -15,12 +15,12 @@ from .active import Target, tracker
 from .addresses import full_artifact_uri, location_uri
 from .entities import Dataset, Experiment, Run
 from .errors import InvalidInputError
-from .recorder import Report
 from .run import ActiveRun
 from .validation import check_experiment_tags, check_key, check_run_id
 
 if TYPE_CHECKING:
     from .client import Client
+    from .recorder import Report
 
 __all__ = [
     "active_run",

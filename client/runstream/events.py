@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from runstream_schemas import identity
 from runstream_schemas.identity import Version
@@ -18,8 +18,10 @@ from runstream_schemas.names import EventName
 from .config import Settings
 from .entities import Dataset, RunInfo
 from .errors import InvalidInputError
-from .recorder import Recorder, for_target
 from .validation import check_experiment_tags, check_key, check_params, check_run_name, check_status, check_tags
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
 
 __all__ = ["EventWriter", "writer_for"]
 
@@ -229,6 +231,8 @@ _writers_lock = threading.Lock()
 
 def writer_for(settings: Settings) -> EventWriter:
     """The writer of `settings.tracking_uri` in this process, made at the first call."""
+    from .recorder import for_target  # journal and delivery: not before something is logged
+
     recorder = for_target(settings)
     with _writers_lock:
         writer = _writers.get(settings.tracking_uri)

@@ -182,15 +182,16 @@ class ProcessEnd:
             # The program decides: it may save a checkpoint and log more. Its runs are KILLED when it ends.
             before(number, frame)
             return
-        # The interrupted code may hold a lock that ending a run needs; another thread can wait for it, this one cannot.
-        worker = threading.Thread(target=self._end_for_signal, name="runstream-sigterm", daemon=True)
+        # Here, in the interrupted thread: it may hold the journal's lock, which is reentrant for this very case.
+        self._end_runs("KILLED")
+        # What waits for other threads waits in one of its own, for those may wait for the interrupted one.
+        worker = threading.Thread(target=self._leave, name="runstream-sigterm", daemon=True)
         worker.start()
         worker.join(SIGNAL_SECONDS)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    def _end_for_signal(self) -> None:
-        self._end_runs("KILLED")
+    def _leave(self) -> None:
         self._settle(SIGNAL_SECONDS / 5)
         self._deliver(SIGNAL_SECONDS / 2)
 
