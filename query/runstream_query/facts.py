@@ -21,6 +21,10 @@ SELECT 'purged', '', '', 0 FROM (SELECT 1 FROM purged_runs LIMIT 1)
 UNION ALL
 SELECT 'lifecycle', '', '', 0 FROM (SELECT 1 FROM run_facts WHERE lifecycle.version > 0 LIMIT 1)
 UNION ALL
+SELECT 'inputs', '', '', 0 FROM (SELECT 1 FROM input_facts LIMIT 1)
+UNION ALL
+SELECT 'purged experiment', experiment_id, '', max(version) FROM purged_experiments GROUP BY experiment_id
+UNION ALL
 SELECT 'experiment', experiment_id, if(restored, 'active', f.lifecycle.stage),
     if(restored, f.last_start.version, f.lifecycle.version)
 FROM
@@ -43,8 +47,12 @@ class Facts:
     """Some run was purged: run ids must be held against `purged_runs`."""
     any_run_lifecycle: bool = False
     """Some run was deleted or restored on its own."""
+    any_inputs: bool = True
+    """Some run has inputs."""
     experiments: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """(stage, version) of every experiment that was ever deleted."""
+    purged_experiments: Mapping[str, int] = field(default_factory=dict)
+    """Version of the purge of every experiment that was ever purged; what was said of it up to there is gone."""
 
     @property
     def any_lifecycle(self) -> bool:
@@ -73,15 +81,25 @@ class KnownFacts:
         known = self._known
         if known is not None and known[0] == mark:
             return known[1]
-        root, purged, lifecycle = "", False, False
+        root, present = "", set()
         experiments: dict[str, tuple[str, int]] = {}
+        purged_experiments: dict[str, int] = {}
         for kind, each, text, version in self._store.rows(_FACTS):
             if kind == "root":
                 root = text
             elif kind == "experiment":
                 experiments[each] = (text, int(version))
+            elif kind == "purged experiment":
+                purged_experiments[each] = int(version)
             else:
-                purged, lifecycle = purged or kind == "purged", lifecycle or kind == "lifecycle"
-        facts = Facts(root, purged, lifecycle, experiments)
+                present.add(kind)
+        facts = Facts(
+            artifact_root=root,
+            any_purged="purged" in present,
+            any_run_lifecycle="lifecycle" in present,
+            any_inputs="inputs" in present,
+            experiments=experiments,
+            purged_experiments=purged_experiments,
+        )
         self._known = (mark, facts)
         return facts

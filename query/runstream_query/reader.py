@@ -153,8 +153,8 @@ class Reader:
     def get_experiment(self, experiment_id: str) -> Experiment:
         """One experiment, deleted ones too."""
         (wanted,) = _strings([experiment_id], "experiment_id")
-        self._visibility.wait((CONTROL,))
-        found = records.fetch_experiment(self._store, "experiment_id", wanted)
+        facts = self._facts.at(self._visibility.wait((CONTROL,)))
+        found = records.fetch_experiment(self._store, "experiment_id", wanted, facts)
         if found is None:
             raise ExperimentNotFound(wanted)
         return found
@@ -162,8 +162,8 @@ class Reader:
     def get_experiment_by_name(self, name: str) -> Experiment | None:
         """The experiment of that name, an active one before a deleted one; None if there is none."""
         (wanted,) = _strings([name], "name")
-        self._visibility.wait((CONTROL,))
-        return records.fetch_experiment(self._store, "name", wanted)
+        facts = self._facts.at(self._visibility.wait((CONTROL,)))
+        return records.fetch_experiment(self._store, "name", wanted, facts)
 
     # -- metrics
 

@@ -357,3 +357,13 @@ def test_threads_share_a_reader(reader: Reader, experiment: str) -> None:
         thread.join(60)
     assert not failures
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_an_experiment_is_what_the_view_says(reader: Reader, experiment: str) -> None:
+    """One experiment by id or name, read directly, equals its row of the public view; deleted and purged ones too."""
+    every = reader.search_experiments(ViewType.ALL)
+    assert len(every) > 1
+    for each in every:
+        assert reader.get_experiment(each.experiment_id) == each
+        named = [other for other in every if other.name == each.name]
+        assert reader.get_experiment_by_name(each.name) in named
