@@ -188,10 +188,16 @@ class Reader:
         *,
         first_step: int | None = None,
         last_step: int | None = None,
+        timestamps: bool = False,
     ) -> dict[tuple[str, str], list[history.Bucket]]:
-        """(run id, key) -> mean, minimum and maximum over at most `buckets` equal stretches of steps."""
+        """(run id, key) -> mean, minimum and maximum over at most `buckets` equal stretches of steps.
+
+        With `timestamps`, also when each bucket begins and ends, which doubles what a long series costs.
+        """
         self._visibility.wait()
-        return history.buckets(self._store, run_ids, keys, buckets, first_step=first_step, last_step=last_step)
+        return history.buckets(
+            self._store, run_ids, keys, buckets, first_step=first_step, last_step=last_step, timestamps=timestamps
+        )
 
     def metric_points(
         self,

@@ -54,7 +54,8 @@ FROM
     SELECT run_id, key, max(latest) AS newest FROM run_tag_facts PREWHERE run_id IN {ids:Array(String)}
     GROUP BY run_id, key
 )
-WHERE newest.2 = 0
+WHERE newest.2 = 0"""
+_INPUTS: Final = """
 UNION ALL
 SELECT 'i', run_id, name, toJSONString((digest, newest.2, newest.3, newest.4, newest.5, newest.6, newest.7)), newest.8
 FROM
@@ -144,7 +145,9 @@ def _fetch(store: Store, ids: Sequence[str], facts: Facts) -> list[Run]:
         return []
     data: dict[str, dict[str, dict[str, Any]]] = {run_id: {"m": {}, "p": {}, "t": {}} for run_id in infos}
     inputs: dict[str, list[tuple[float, str, DatasetInput]]] = {}
-    for kind, run_id, key, text, number in store.rows(_DATA, {"ids": list(infos)}):
+    for kind, run_id, key, text, number in store.rows(
+        _DATA + (_INPUTS if facts.any_inputs else ""), {"ids": list(infos)}
+    ):
         if kind == "i":
             inputs.setdefault(run_id, []).append((number, key, _input(key, text)))
         else:
