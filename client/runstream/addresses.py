@@ -38,7 +38,7 @@ def location_uri(location: object) -> str:
     text = str(location) if isinstance(location, str | Path) else ""
     if not text.strip() or "\0" in text:
         raise InvalidInputError(f"artifact location {location!r} must be a path or a URL, such as s3://bucket/prefix")
-    from .artifact_store import local_path_of
+    from .storage.store import local_path_of
 
     local = local_path_of(text)
     uri = text if local is None else local.expanduser().absolute().as_uri()

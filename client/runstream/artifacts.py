@@ -6,13 +6,13 @@ import os
 from typing import Any
 
 from .api_artifacts import artifacts_of
-from .artifact_content import parse_dict
-from .artifact_path import artifact_path as legal_path
-from .artifact_store import open_store
-from .artifact_transfer import Progress, ProgressCallback
 from .entities import FileInfo
 from .errors import InvalidInputError, MissingExtraError
 from .run_artifacts import RunArtifacts
+from .storage.content import parse_dict
+from .storage.path import artifact_path as legal_path
+from .storage.store import open_store
+from .storage.transfer import Progress, ProgressCallback
 
 __all__ = [
     "Progress",

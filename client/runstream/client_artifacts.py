@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from .artifact_transfer import ProgressCallback
 from .entities import FileInfo
 from .run_artifacts import RunArtifacts
+from .storage.transfer import ProgressCallback
 
 __all__ = ["ArtifactCalls"]
 

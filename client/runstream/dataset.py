@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from runstream_schemas.limits import MAX_DATASET_DIGEST_CHARS, MAX_DATASET_NAME_CHARS, MAX_DATASET_TEXT_CHARS
 
-from .artifact_content import plain
 from .entities import Dataset
 from .errors import InvalidInputError
+from .storage.content import plain
 from .validation import check_text
 
 __all__ = ["CONTEXT_TAG", "dataset_of", "describe", "from_numpy", "from_pandas"]

@@ -11,7 +11,10 @@ from typing import Any
 
 from runstream_schemas import identity
 
-from .artifact_content import (
+from .entities import FileInfo
+from .errors import InvalidInputError, InvalidTypeError
+from .events import EventWriter
+from .storage.content import (
     dict_bytes,
     figure_bytes,
     image_bytes,
@@ -20,12 +23,9 @@ from .artifact_content import (
     table_of,
     text_bytes,
 )
-from .artifact_path import artifact_path
-from .artifact_store import ArtifactStore, Uploaded, open_store
-from .artifact_transfer import ProgressCallback, download_tree, files_below, upload_files
-from .entities import FileInfo
-from .errors import InvalidInputError, InvalidTypeError
-from .events import EventWriter
+from .storage.path import artifact_path
+from .storage.store import ArtifactStore, Uploaded, open_store
+from .storage.transfer import ProgressCallback, download_tree, files_below, upload_files
 from .validation import check_key, check_time_ms
 
 __all__ = ["RunArtifacts", "download"]

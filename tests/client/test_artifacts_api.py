@@ -197,7 +197,7 @@ def test_huge_files_take_little_memory(tmp_path: Path) -> None:
     """200 MB go up and come down within a few chunks of memory."""
     import tracemalloc
 
-    from runstream.artifact_store import open_store
+    from runstream.storage.store import open_store
 
     source = tmp_path / "huge"
     with source.open("wb") as file:

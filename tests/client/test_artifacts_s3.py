@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import runstream
-from runstream.artifact_retry import RetryPolicy
-from runstream.artifact_store import PART_BYTES, open_store
-from runstream.artifact_transfer import download_tree, files_below, upload_files
+from runstream.storage.retry import RetryPolicy
+from runstream.storage.store import PART_BYTES, open_store
+from runstream.storage.transfer import download_tree, files_below, upload_files
 from tests.services import s3
 from tests.services.process import ServerProcess
 

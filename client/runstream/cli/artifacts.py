@@ -15,8 +15,8 @@ from .output import Column
 from .text import size
 
 if TYPE_CHECKING:
-    from ..artifact_transfer import Progress, ProgressCallback
     from ..entities import FileInfo
+    from ..storage.transfer import Progress, ProgressCallback
     from .session import Session
 
 __all__ = ["artifacts"]

@@ -255,7 +255,7 @@ def _reading(session: Session) -> Check:
 
 def _artifacts(settings: Settings) -> Check:
     from ..addresses import artifact_root
-    from ..artifact_store import open_store
+    from ..storage.store import open_store
 
     try:
         root = artifact_root(settings)

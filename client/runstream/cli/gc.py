@@ -169,8 +169,8 @@ def _remove_rows(session: Session) -> dict[str, int]:
 
 def _remove(session: Session, runs: list[dict[str, Any]], experiments: list[dict[str, Any]]) -> dict[str, str]:
     """Artifacts first, then the run: a run whose files could not be removed stays, so that gc can be run again."""
-    from ..artifact_store import open_store
     from ..errors import ArtifactError
+    from ..storage.store import open_store
 
     writer = session.writer()
     failed: dict[str, str] = {}

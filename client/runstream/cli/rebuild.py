@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,12 +13,13 @@ import click
 
 from .backend import ingest_settings, store_address
 from .command import Command, session_of
-from .failure import Failure, need
+from .failure import ExitCode, Failure, need
 from .session import local_store_pid
 
 if TYPE_CHECKING:
     from runstream_ingest.log import EventLog, Positions
     from runstream_ingest.rebuild import RebuildReport
+    from runstream_ingest.store import Store, StoreAddress
 
     from .session import Session
 
@@ -25,6 +27,8 @@ __all__ = ["rebuild"]
 
 FRESH_SUFFIX: Final = "_rebuild"
 """Behind the database's name: where the new tables are made, and where the old ones lie after the swap."""
+COMPARED_SUFFIX: Final = "_compare"
+"""Where they are made without --yes: a comparison must not drop the old tables of an earlier swap."""
 
 
 @click.command(cls=Command)
@@ -52,21 +56,29 @@ def rebuild(context: click.Context, yes: bool, accept_differences: bool, drop_ol
         _start_over(session, exc, yes=yes)
         return
     fresh_address = replace(address, database=address.database + FRESH_SUFFIX)
+    compared_address = replace(address, database=address.database + COMPARED_SUFFIX)
+    if drop_old:
+        _drop(fresh_address)
+        _drop(compared_address)
+        session.output.done(f"Dropped {fresh_address.database}.", {"dropped": fresh_address.database})
+        return
+    if not yes:
+        _drop(compared_address)  # a comparison that was killed left it
+        fresh_address = compared_address
+    elif session.settings.data_directory is None and ingest_settings(session).store_cluster:
+        # The swap would put tables without replicas in their place, on one server of the cluster.
+        raise Failure(
+            "RUNSTREAM_STORE_CLUSTER is set, and a swap works on one server only: give a new database in "
+            "RUNSTREAM_STORE_URI, run `runstream migrate` and start workers on it, and they fill it from the log",
+            ExitCode.USAGE,
+        )
     with ExitStack() as stack:
         fresh = connect(fresh_address, create_database=True)
         stack.callback(fresh.close)
-        if drop_old:
-            work.drop_old(fresh)
-            session.output.done(f"Dropped {fresh_address.database}.", {"dropped": fresh_address.database})
-            return
         old = connect(address)
         stack.callback(old.close)
         if not yes:
-            # Only the comparison is wanted: what an earlier one left is in the way.
-            work.drop_old(fresh)
-            fresh.close()
-            fresh = connect(fresh_address, create_database=True)
-            stack.callback(fresh.close)
+            stack.callback(_drop_compared, fresh)
         open_log, starts, ends = _log_of(session, fresh_address.database)
         advance = stack.enter_context(session.output.progress("rebuilding"))
         settings = session.settings
@@ -81,9 +93,29 @@ def rebuild(context: click.Context, yes: bool, accept_differences: bool, drop_ol
             settings=None if settings.data_directory is not None else ingest_settings(session).worker(),
             progress=lambda line: advance(0.0, line),
         )
-        if not yes:
-            work.drop_old(fresh)
     _tell(session, report, fresh_address.database)
+
+
+def _drop(address: StoreAddress) -> None:
+    from runstream_ingest import rebuild as work
+    from runstream_ingest.store import connect
+
+    store = connect(address, create_database=True)
+    try:
+        work.drop_old(store)
+    finally:
+        store.close()
+
+
+def _drop_compared(fresh: Store) -> None:
+    """Drop what was made to be compared, also after a failure, whose reason must not be hidden by another."""
+    from runstream_ingest import rebuild as work
+    from runstream_ingest.errors import StoreError
+
+    try:
+        work.drop_old(fresh)
+    except StoreError as exc:
+        logging.getLogger("runstream").warning("%s could not be dropped: %s", fresh.database, exc)
 
 
 def _start_over(session: Session, problem: Exception, *, yes: bool) -> None:

@@ -19,9 +19,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
-from runstream.artifact_store import ArtifactStore, local_path_of, open_store
 from runstream.entities import FileInfo
 from runstream.errors import ArtifactError, InvalidInputError
+from runstream.storage.store import ArtifactStore, local_path_of, open_store
 from runstream.transport import Event
 
 from .artifact_root import clean_path

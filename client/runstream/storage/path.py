@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from runstream_schemas.limits import MAX_ARTIFACT_PATH_CHARS
 
-from .errors import InvalidInputError
+from ..errors import InvalidInputError
 
 __all__ = ["artifact_path", "is_temporary", "local_target", "temporary_name"]
 

@@ -1,7 +1,7 @@
 """The one door to storage: files below one artifact URI, on any file system that fsspec knows.
 
 Streams in constant memory, checks size and SHA-256, retries transient errors, and never lets an unfinished file look
-like a finished one. Which files to move is decided in `artifact_transfer`; events are none of its business.
+like a finished one. Which files to move is decided in `transfer`; events are none of its business.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
-from .artifact_path import artifact_path, is_temporary, temporary_name
-from .artifact_retry import RetryPolicy, is_transient
-from .entities import FileInfo
-from .errors import ArtifactError, InvalidInputError, MissingExtraError, NotFoundError, RunstreamError
+from ..entities import FileInfo
+from ..errors import ArtifactError, InvalidInputError, MissingExtraError, NotFoundError, RunstreamError
+from .path import artifact_path, is_temporary, temporary_name
+from .retry import RetryPolicy, is_transient
 
 __all__ = ["ArtifactStore", "Uploaded", "local_path_of", "open_store"]
 

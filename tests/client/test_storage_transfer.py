@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from runstream.artifact_retry import RetryPolicy
-from runstream.artifact_store import ArtifactStore, Uploaded, open_store
-from runstream.artifact_transfer import PARALLEL_FILES, Progress, download_tree, files_below, upload_files
 from runstream.errors import ArtifactError, InvalidInputError, NotFoundError
+from runstream.storage.retry import RetryPolicy
+from runstream.storage.store import ArtifactStore, Uploaded, open_store
+from runstream.storage.transfer import PARALLEL_FILES, Progress, download_tree, files_below, upload_files
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from runstream.artifact_retry import RetryPolicy, is_transient
-from runstream.artifact_store import ArtifactStore, local_path_of, open_store
 from runstream.entities import FileInfo
 from runstream.errors import ArtifactError, InvalidInputError, NotFoundError, RunstreamError
+from runstream.storage.retry import RetryPolicy, is_transient
+from runstream.storage.store import ArtifactStore, local_path_of, open_store
 
 NO_WAIT = RetryPolicy(attempts=4, sleep=lambda seconds: None)
 

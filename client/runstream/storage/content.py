@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from .errors import InvalidInputError, MissingExtraError
+from ..errors import InvalidInputError, MissingExtraError
 
 __all__ = ["dict_bytes", "figure_bytes", "image_bytes", "parse_dict", "plain", "table_bytes", "table_of", "text_bytes"]
 

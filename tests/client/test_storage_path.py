@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from runstream.artifact_path import artifact_path, is_temporary, local_target, temporary_name
 from runstream.errors import InvalidInputError
+from runstream.storage.path import artifact_path, is_temporary, local_target, temporary_name
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from runstream.artifact_content import (
+from runstream.errors import InvalidInputError, RunstreamError
+from runstream.storage.content import (
     dict_bytes,
     figure_bytes,
     image_bytes,
@@ -24,7 +25,6 @@ from runstream.artifact_content import (
     table_of,
     text_bytes,
 )
-from runstream.errors import InvalidInputError, RunstreamError
 
 
 def test_text_is_utf8() -> None:

@@ -1,6 +1,6 @@
 """Moves trees of artifacts: what a local folder holds, several files at once, with progress.
 
-Owns which files are taken and in which order; how one file is moved is `artifact_store`'s.
+Owns which files are taken and in which order; how one file is moved is `store`'s.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .artifact_path import artifact_path, local_target
-from .artifact_store import CHUNK_BYTES, ArtifactStore, Uploaded
-from .errors import InvalidInputError, NotFoundError
+from ..errors import InvalidInputError, NotFoundError
+from .path import artifact_path, local_target
+from .store import CHUNK_BYTES, ArtifactStore, Uploaded
 
 __all__ = ["Progress", "ProgressCallback", "download_tree", "files_below", "upload_files"]
 
 _LOG = logging.getLogger("runstream.artifacts")
 PARALLEL_FILES: Final = 8
-"""Files moved at once; with `artifact_store.PART_BYTES` it bounds the memory of a transfer."""
+"""Files moved at once; with `store.PART_BYTES` it bounds the memory of a transfer."""
 LONG_WORK_SECONDS: Final = 2.0
 """Work longer than this is worth a progress line."""
 
