@@ -112,12 +112,13 @@ def rebuild(
     """
     report = RebuildReport()
     _reopen(old)
+    cut = _cut(old, log_starts)
     migrate(fresh, engine, cluster)
     if read_positions(fresh):
         raise RebuildError(
             f"database {fresh.database!r} holds data: drop it first, it is left from another rebuild or its swap"
         )
-    _prepare(old, fresh, log_starts, report, progress)
+    _prepare(old, fresh, cut, report, progress)
     _replay(open_log, log_ends(), fresh, report, settings, progress, stall_seconds)
     report.differences = _differences(old, fresh)
     if report.differences and not accept_differences:
@@ -137,11 +138,9 @@ def drop_old(fresh: Store) -> None:
     fresh.execute(f"DROP DATABASE IF EXISTS {quote_name(fresh.database)} SYNC")
 
 
-def _prepare(
-    old: Store, fresh: Store, log_starts: Positions, report: RebuildReport, progress: Callable[[str], None]
-) -> None:
-    tables = _tables(old)
-    held = read_positions(old) if "ingest_positions" in tables else {}
+def _cut(old: Store, log_starts: Positions) -> dict[Stream, dict[int, int]]:
+    """Stream -> partition -> where the log begins, for partitions that no longer begin at 0; a gap is refused."""
+    held = read_positions(old) if "ingest_positions" in _tables(old) else {}
     cut: dict[Stream, dict[int, int]] = {}
     for (stream, partition), start in log_starts.items():
         if start <= 0:
@@ -153,6 +152,17 @@ def _prepare(
                 "what lies between is in neither"
             )
         cut.setdefault(stream, {})[partition] = start
+    return cut
+
+
+def _prepare(
+    old: Store,
+    fresh: Store,
+    cut: Mapping[Stream, Mapping[int, int]],
+    report: RebuildReport,
+    progress: Callable[[str], None],
+) -> None:
+    tables = _tables(old)
     common = [table for table in tables if table in set(_tables(fresh))]
     source = quote_name(old.database)
     if "settings" in common:
