@@ -367,3 +367,23 @@ def test_an_experiment_is_what_the_view_says(reader: Reader, experiment: str) ->
         assert reader.get_experiment(each.experiment_id) == each
         named = [other for other in every if other.name == each.name]
         assert reader.get_experiment_by_name(each.name) in named
+
+
+def test_buckets_of_one_long_series(reader: Reader, logged: Logged) -> None:
+    """At most as many buckets as asked for hold every point once, in order; times come where they are asked for."""
+    logged.run("wide", "0")
+    logged.points("wide", "m", [(3 * number - 500, 1_000 + number, float(number)) for number in range(1_000)])
+    logged.send()
+    found = reader.metric_buckets(["wide"], ["m"], 7)["wide", "m"]
+    timed = reader.metric_buckets(["wide"], ["m"], 7, timestamps=True)["wide", "m"]
+    assert len(found) == 7
+    assert [bucket.count for bucket in found] == [bucket.count for bucket in timed]
+    assert sum(bucket.count for bucket in found) == 1_000
+    following = 0
+    for bucket, with_times in zip(found, timed, strict=True):
+        first, last = following, following + bucket.count - 1
+        following = last + 1
+        assert (bucket.first_step, bucket.last_step) == (3 * first - 500, 3 * last - 500)
+        assert (bucket.min, bucket.max, bucket.mean) == (first, last, (first + last) / 2)
+        assert bucket.first_timestamp is bucket.last_timestamp is None
+        assert (with_times.first_timestamp, with_times.last_timestamp) == (1_000 + first, 1_000 + last)
