@@ -359,8 +359,18 @@ def test_threads_share_a_reader(reader: Reader, experiment: str) -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_an_experiment_is_what_the_view_says(reader: Reader, experiment: str) -> None:
+def test_an_experiment_is_what_the_view_says(reader: Reader, logged: Logged, experiment: str) -> None:
     """One experiment by id or name, read directly, equals its row of the public view; deleted and purged ones too."""
+    again = logged.experiment("purged and used again")
+    logged.event("purged", again, kind="experiment", id=again)
+    logged.run("after-the-purge", again)
+    gone = logged.experiment("purged for good")
+    logged.event("purged", gone, kind="experiment", id=gone)
+    logged.send()
+    with pytest.raises(ExperimentNotFound):
+        reader.get_experiment(gone)
+    assert reader.get_experiment(again).lifecycle_stage == "active"
+    assert reader.get_experiment_by_name("purged for good") is None
     every = reader.search_experiments(ViewType.ALL)
     assert len(every) > 1
     for each in every:
