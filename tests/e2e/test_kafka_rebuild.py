@@ -44,7 +44,6 @@ for number in range(first, first + 3):
             runstream.log_metrics({"loss": step + number / 8, "empty": float("nan")}, step=step)
 """
 BROKEN = "import runstream\nwith runstream.start_run(run_name='broken'):\n    raise KeyError('on purpose')\n"
-VIEWS = ("experiments", "runs", "params", "tags", "metrics", "latest_metrics", "inputs", "artifacts")
 
 
 class Shop(Line):
@@ -70,12 +69,16 @@ class Shop(Line):
 
     def views(self) -> dict[str, list[tuple[Any, ...]]]:
         """Everything that every public view says, sorted, as text."""
-        columns: dict[str, list[str]] = {view: [] for view in VIEWS}
+        columns: dict[str, list[str]] = {}
         for view, name in self.sql(
-            "SELECT table, name FROM system.columns WHERE database = 'runstream' AND name != 'lost' ORDER BY position"
+            "SELECT table, name FROM system.columns WHERE database = 'runstream' AND name != 'lost' AND table IN "
+            "(SELECT name FROM system.tables WHERE database = 'runstream' AND engine = 'View') ORDER BY table, position"
         ):
-            columns.get(view, []).append(f"toString({name})")
-        return {view: self.sql(f"SELECT {', '.join(columns[view])} FROM {view} ORDER BY ALL") for view in VIEWS}
+            columns.setdefault(view, []).append(f"toString({name})")
+        assert {"experiments", "runs", "params", "tags", "metrics", "latest_metrics"} <= columns.keys()
+        return {
+            view: self.sql(f"SELECT {', '.join(names)} FROM {view} ORDER BY ALL") for view, names in columns.items()
+        }
 
     def databases(self) -> set[str]:
         return {name for (name,) in self.sql("SELECT name FROM system.databases WHERE name LIKE 'runstream%'")}
