@@ -124,7 +124,8 @@ class Shop(Line):
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
     """A line of its own on the session's broker, with one worker."""
-    with Shop(shared_broker().bootstrap, tmp_path, f"rebuild{time.time_ns()}") as line:
+    line = Shop(shared_broker().bootstrap, tmp_path, f"rebuild{time.time_ns()}")
+    with line:
         line.start_worker()
         yield line
 
