@@ -25,6 +25,10 @@ MAX_FRAME_BODY_BYTES: Final = 64 * 1024 * 1024
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
 """An appender starts the next segment once the current one is at least this large."""
 SUFFIX: Final = ".log"
+_MARK: Final = struct.Struct("<qqq")
+_MARK_CHECK: Final = 0x52534D41524B
+MARK_BYTES: Final = _MARK.size
+"""Size of the mark at the start of a stream's lock file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,19 @@ def base_offset(name: str) -> int | None:
     """The inverse of `segment_name`; None for any other file."""
     stem = name.removesuffix(SUFFIX)
     return int(stem) if name.endswith(SUFFIX) and len(stem) == 20 and stem.isdecimal() else None
+
+
+def encode_mark(base: int, size: int) -> bytes:
+    """The mark of a stream whose last segment starts at `base` and holds `size` bytes of whole frames."""
+    return _MARK.pack(base, size, base ^ size ^ _MARK_CHECK)
+
+
+def decode_mark(data: bytes) -> tuple[int, int] | None:
+    """(base offset of the last segment, size of its whole frames); None for no mark, or one that is half written."""
+    if len(data) != MARK_BYTES:
+        return None
+    base, size, check = _MARK.unpack(data)
+    return (base, size) if base ^ size ^ _MARK_CHECK == check else None
 
 
 def encode_frame(time_ms: int, fingerprint: bytes, key: str, body: bytes) -> bytes:

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import struct
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,17 @@ from typing import Final, TypeVar
 
 from runstream_schemas.identity import now_ms
 from runstream_schemas.names import STREAMS, Stream
-from runstream_schemas.segment import SEGMENT_BYTES, Incomplete, base_offset, encode_frame, read_frames, segment_name
+from runstream_schemas.segment import (
+    MARK_BYTES,
+    SEGMENT_BYTES,
+    Incomplete,
+    base_offset,
+    decode_mark,
+    encode_frame,
+    encode_mark,
+    read_frames,
+    segment_name,
+)
 
 from . import Event, Positions, TransportError
 
@@ -29,9 +38,6 @@ __all__ = ["DirectoryTransport"]
 
 T = TypeVar("T")
 LOCK_WAIT_SECONDS: Final = 5.0
-_MARK: Final = struct.Struct("<qqq")
-"""base offset of the last segment, size of its whole frames, and their xor with `_MARK_CHECK`"""
-_MARK_CHECK: Final = 0x52534D41524B
 _READ_BYTES: Final = 1 << 20
 _FILE: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 _sync: Final = getattr(os, "fdatasync", os.fsync)
@@ -282,16 +288,12 @@ class _Stream:
             os.close(old)
 
     def _read_mark(self) -> tuple[int, int] | None:
-        data = os.pread(self._lock_fd, _MARK.size, 0)
-        if len(data) != _MARK.size:
-            return None
-        base, size, check = _MARK.unpack(data)
-        return (base, size) if base ^ size ^ _MARK_CHECK == check else None
+        return decode_mark(os.pread(self._lock_fd, MARK_BYTES, 0))
 
     def _mark(self) -> None:
         # A full disk loses at most the mark: the next appender then looks at the whole segment.
         with contextlib.suppress(OSError):
-            os.pwrite(self._lock_fd, _MARK.pack(self._base, self._size, self._base ^ self._size ^ _MARK_CHECK), 0)
+            os.pwrite(self._lock_fd, encode_mark(self._base, self._size), 0)
 
 
 def _read(fd: int, at: int, size: int) -> bytes:

@@ -27,10 +27,12 @@ from runstream_schemas.names import STREAMS, Stream
 from runstream_schemas.segment import (
     HEADER_BYTES,
     MAGIC,
+    MARK_BYTES,
     Damage,
     Frame,
     Incomplete,
     base_offset,
+    decode_mark,
     read_frames,
     segment_name,
 )
@@ -43,9 +45,6 @@ __all__ = ["DirectoryLog", "end_positions", "remove_old_segments", "start_positi
 CHUNK_BYTES: Final = 2 * 1024 * 1024
 """Most bytes read of one stream in one poll, unless one frame is larger."""
 STATE_FILE: Final = "reader.json"
-_MARK: Final = struct.Struct("<qqq")
-"""In the lock's file: base offset of the last segment, how much of it is written, and their xor with the next."""
-_MARK_CHECK: Final = 0x52534D41524B
 _HEADER: Final = struct.Struct("<4sIIHHq8s")
 """A frame's header in one piece, as `segment` describes it; the checksum covers all behind its 8th byte."""
 
@@ -440,11 +439,8 @@ def _marked_end_now(folder: Path, base: int) -> int | None:
 
 def _marked_end(lock: int, base: int) -> int | None:
     """Up to where appenders say that the segment at `base` is written, from the lock's content; None if they do not."""
-    data = os.pread(lock, _MARK.size, 0)
-    if len(data) != _MARK.size:
-        return None
-    marked_base, size, check = _MARK.unpack(data)
-    return base + size if marked_base == base and marked_base ^ size ^ _MARK_CHECK == check else None
+    marked = decode_mark(os.pread(lock, MARK_BYTES, 0))
+    return sum(marked) if marked is not None and marked[0] == base else None
 
 
 def _boot_id() -> str:
