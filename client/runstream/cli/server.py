@@ -38,6 +38,14 @@ def _options(command: Any) -> Any:
             ),
             click.option("--allowed-hosts", default=None, metavar="HOST,...", help="Further Host headers to accept."),
             click.option("--allowed-origins", default=None, metavar="URL,...", help="Web origins that may write."),
+            click.option(
+                "--behind-proxy", is_flag=True, default=None,
+                help="Take client address and https from X-Forwarded-For and -Proto, which the proxy must set itself.",
+            ),
+            click.option(
+                "--audit-file", type=click.Path(dir_okay=False, path_type=Path), default=None,
+                help="File for audit lines [standard error].",
+            ),
             click.option("--serve-artifacts/--no-serve-artifacts", default=None, help="Serve artifacts [yes]."),
             click.option("--access-log/--no-access-log", default=None, help="One line per request [yes]."),
         )
@@ -105,15 +113,13 @@ def _load(path: Path) -> Any:
         raise Failure(str(exc)) from exc
 
 
-def _change(path: Path, content: Any, change: Any) -> Any:
-    from runstream_query.server.auth import AuthFileError
-
+def _change(path: Path, change: Any) -> Any:
+    with need("server"):
+        from runstream_query.server.auth import AuthFile, AuthFileError
     try:
-        result = change()
+        return AuthFile.change(path, change)
     except AuthFileError as exc:
         raise Failure(str(exc), ExitCode.USAGE) from exc
-    content.save(path)
-    return result
 
 
 @auth.command("add-user")
@@ -127,8 +133,7 @@ def add_user(name: str, role: str, auth_file: Path, password_stdin: bool) -> Non
         password = sys.stdin.readline().rstrip("\n")
     else:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    content = _load(auth_file)
-    _change(auth_file, content, lambda: content.add_user(name, password, role))
+    _change(auth_file, lambda content: content.add_user(name, password, role))
     click.echo(f"user {name} ({role}) in {auth_file}")
 
 
@@ -138,8 +143,7 @@ def add_user(name: str, role: str, auth_file: Path, password_stdin: bool) -> Non
 @_AUTH_FILE
 def add_token(name: str, role: str, auth_file: Path) -> None:
     """Make a token called NAME, for MLFLOW_TRACKING_TOKEN. It is shown once and kept only as a hash."""
-    content = _load(auth_file)
-    identity, token = _change(auth_file, content, lambda: content.add_token(name, role))
+    identity, token = _change(auth_file, lambda content: content.add_token(name, role))
     click.echo(f"token {identity} ({name}, {role}) in {auth_file}", err=True)
     click.echo(token)
 
@@ -149,18 +153,88 @@ def add_token(name: str, role: str, auth_file: Path) -> None:
 @_AUTH_FILE
 def revoke(name: str, auth_file: Path) -> None:
     """Remove the user or tokens called NAME, or the token with that id."""
-    content = _load(auth_file)
-    if not _change(auth_file, content, lambda: content.revoke(name)):
+    if not _change(auth_file, lambda content: content.revoke(name)):
         raise Failure(f"{auth_file} has no user or token {name!r}", ExitCode.NOT_FOUND)
     click.echo(f"revoked {name}")
+
+
+_EXPERIMENTS = (
+    click.option("--experiment", "experiment_name", metavar="NAME", help="The experiment of this name."),
+    click.option("--experiment-id", metavar="ID", help="The experiment with this id (one that was renamed keeps it)."),
+    click.option("--all-others", is_flag=True, help="All experiments for which there is no permission of its own."),
+)
+
+
+def _experiments(command: Any) -> Any:
+    for option in reversed(_EXPERIMENTS):
+        command = option(command)
+    return command
+
+
+def _experiment_id(experiment_name: str | None, experiment_id: str | None, all_others: bool) -> str | None:
+    """The id that the options name; None for all others."""
+    from runstream_schemas.identity import experiment_id as id_of
+
+    if (experiment_name is not None) + (experiment_id is not None) + all_others != 1:
+        raise Failure("give one of --experiment NAME, --experiment-id ID and --all-others", ExitCode.USAGE)
+    return id_of(experiment_name) if experiment_name is not None else experiment_id
+
+
+def _said(identity: str | None) -> str:
+    return "all other experiments" if identity is None else f"experiment {identity}"
+
+
+@auth.command("grant")
+@click.argument("name")
+@click.argument("permission", type=click.Choice(["none", "read", "edit", "manage"]))
+@_experiments
+@_AUTH_FILE
+def grant(
+    name: str,
+    permission: str,
+    experiment_name: str | None,
+    experiment_id: str | None,
+    all_others: bool,
+    auth_file: Path,
+) -> None:
+    """Say what the user or token NAME may do with an experiment: none, read, edit (log, tag, rename, upload) or manage
+    (delete and restore too).
+
+    The role stays the upper bound. Whoever has a permission of this kind is limited: no SQL, and searches show what may
+    be read. Experiments that they make become theirs to manage.
+    """
+    identity = _experiment_id(experiment_name, experiment_id, all_others)
+    _change(auth_file, lambda content: content.grant(name, permission, identity))
+    click.echo(f"{name}: {permission} for {_said(identity)}")
+
+
+@auth.command("revoke-grant")
+@click.argument("name")
+@_experiments
+@_AUTH_FILE
+def revoke_grant(
+    name: str, experiment_name: str | None, experiment_id: str | None, all_others: bool, auth_file: Path
+) -> None:
+    """Take a permission of NAME back: then the one for all others holds or, without one, the role."""
+    identity = _experiment_id(experiment_name, experiment_id, all_others)
+    if not _change(auth_file, lambda content: content.revoke_grant(name, identity)):
+        raise Failure(f"{name} has no permission for {_said(identity)} of their own", ExitCode.NOT_FOUND)
+    click.echo(f"{name}: no permission of their own for {_said(identity)}")
+
+
+def _limits(entry: Any) -> str:
+    held = [f"{identity}:{permission}" for identity, permission in sorted(entry.experiments.items())]
+    if entry.default is not None:
+        held.append(f"others:{entry.default}")
+    return "".join(f"  {one}" for one in held)
 
 
 @auth.command("list")
 @_AUTH_FILE
 def list_(auth_file: Path) -> None:
-    """List users and tokens; secrets are not kept and cannot be shown."""
+    """List users and tokens with their permissions; secrets are not kept and cannot be shown."""
     content = _load(auth_file)
     for name, user in sorted(content.users.items()):
-        click.echo(f"user   {name}  {user.role}")
+        click.echo(f"user   {name}  {user.role}{_limits(user)}")
     for identity, token in content.tokens.items():
-        click.echo(f"token  {token.name}  {token.role}  id {identity}")
+        click.echo(f"token  {token.name}  {token.role}  id {identity}{_limits(token)}")

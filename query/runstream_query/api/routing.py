@@ -52,11 +52,21 @@ class EndpointTable(BaseRoute):
     """A Starlette route that answers for all `endpoints`."""
 
     def __init__(
-        self, backend: Callable[[], Backend], endpoints: Iterable[Endpoint], answer: Callable[[Exception], Response]
+        self,
+        backend: Callable[[], Backend],
+        endpoints: Iterable[Endpoint],
+        answer: Callable[[Exception], Response],
+        perform: Callable[[Endpoint, Backend, Request], Awaitable[Response]] | None = None,
     ) -> None:
+        """Args:
+        backend: what the handlers work with.
+        answer: the response for an exception.
+        perform: runs an operation instead of calling its handler: checks permissions first.
+        """
         self.endpoints = tuple(endpoints)
         self._backend = backend
         self._answer = answer
+        self._perform = perform
         self._exact: dict[str, dict[str, Endpoint]] = {}
         self._patterns: list[tuple[re.Pattern[str], Endpoint]] = []
         for endpoint in self.endpoints:
@@ -101,7 +111,11 @@ class EndpointTable(BaseRoute):
                 raise ApiError(
                     "ENDPOINT_NOT_FOUND", f"{scope['path']} does not take {scope['method']} requests.", status=405
                 )
-            response = await endpoint.handler(self._backend(), Request(scope, receive, send))
+            request = Request(scope, receive, send)
+            if self._perform is None:
+                response = await endpoint.handler(self._backend(), request)
+            else:
+                response = await self._perform(endpoint, self._backend(), request)
         except Exception as exc:
             response = self._answer(exc)
         await response(scope, receive, send)

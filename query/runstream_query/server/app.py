@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,16 +19,21 @@ from runstream_query.api import artifacts, experiments, inputs, logged_models, m
 from runstream_query.api.backend import Backend
 from runstream_query.api.errors import ApiError
 from runstream_query.api.routing import Endpoint, EndpointTable
-from runstream_query.api.wire import error_response
+from runstream_query.api.wire import error_response, json_fields
 from runstream_query.store import Locator
 
 from .access_log import AccessLog
 from .appender import EventAppender
-from .auth import Authenticator
+from .audit import Act, Audit
+from .auth import AuthFile, AuthFileError
+from .authenticator import Authenticator
 from .gateway import Gateway
+from .login import Login
 from .openapi import describe
 from .operations import OPERATIONS, Operations
 from .parts import Parts, open_parts
+from .permission import Call, Owner, perform_limited
+from .principal import Principal
 from .problems import answer
 from .settings import ServerSettings
 from .sql import SqlProxy
@@ -44,6 +51,28 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 """Every operation of the MLflow-compatible API. The registry adds its own line here."""
 
 
+_AUDITED: Mapping[tuple[str, str], Act] = {
+    ("POST", "/mlflow/experiments/delete"): "delete",
+    ("POST", "/mlflow/experiments/restore"): "restore",
+    ("POST", "/mlflow/experiments/update"): "rename",
+    ("POST", "/mlflow/runs/delete"): "delete",
+    ("POST", "/mlflow/runs/restore"): "restore",
+    ("DELETE", "/mlflow/logged-models/{model_id}"): "delete",
+    ("DELETE", "/mlflow-artifacts/artifacts/{path:path}"): "delete",
+}
+"""Operations of which an audit line tells."""
+
+
+async def _about(request: Request) -> str:
+    """What an audited request was about, from its body: ids, never values."""
+    try:
+        fields = json_fields(await request.body())
+    except ApiError:
+        return ""
+    named = (fields.get(name) for name in ("run_id", "runId", "run_uuid", "experiment_id", "experimentId"))
+    return next((value for value in named if isinstance(value, str)), "")
+
+
 class Server:
     """One server process's parts, from its start to its end."""
 
@@ -51,6 +80,7 @@ class Server:
         self.settings = settings
         self.telemetry = Telemetry()
         self.authenticator = Authenticator(settings.auth_file)
+        self.audit = Audit(settings.audit_file)
         self.access_log = AccessLog() if settings.access_log else None
         self.parts: Parts | None = None
         self._backend: Backend | None = None
@@ -61,6 +91,45 @@ class Server:
         if self._backend is None:
             raise ApiError("TEMPORARILY_UNAVAILABLE", "The server is starting or stopping.", retry_after_seconds=1)
         return self._backend
+
+    async def perform(self, endpoint: Endpoint, backend: Backend, request: Request) -> Response:
+        """Run one operation of the MLflow API: within the caller's permissions, and noted where it is worth it."""
+        scope = request.scope
+        principal: Principal = scope["runstream_principal"]
+        try:
+            if principal.restricted:
+                response = await perform_limited(Call(endpoint, backend, request, principal, self.owner_of(principal)))
+            else:
+                response = await endpoint.handler(backend, request)
+        except ApiError as exc:
+            if exc.status == 403:
+                self.audit.note("denied", scope, status=403, reason=exc.message)
+            raise
+        act = _AUDITED.get((endpoint.method, endpoint.path))
+        if act is not None:
+            self.audit.note(act, scope, status=response.status_code, about=await _about(request))
+        return response
+
+    def owner_of(self, principal: Principal) -> Owner | None:
+        """How an experiment becomes the property of `principal`; None where the auth file cannot be written."""
+        path = self.settings.auth_file
+        if path is None or not principal.may("write") or not os.access(path.parent, os.W_OK):
+            return None
+
+        async def own(name: str, experiment_id: str) -> bool:
+            def grant(content: AuthFile) -> None:
+                content.grant(name, "manage", experiment_id)
+
+            try:
+                await run_in_threadpool(AuthFile.change, path, grant)
+            except AuthFileError as exc:
+                logger.error("%s does not own experiment %s: %s", name, experiment_id, exc)
+                return False
+            self.authenticator.follow_file(now=True)
+            self.audit.note("grant", None, who=name, permission="manage", experiment=experiment_id)
+            return True
+
+        return own
 
     def sql_locator(self) -> Locator | None:
         """Who answers SQL over HTTP."""
@@ -104,8 +173,13 @@ class Server:
                 self._appender.close(settings.shutdown_seconds)
             executor.shutdown(wait=True, cancel_futures=True)
             parts.close()
+            self.authenticator.close()
+            self.audit.close()
             if self.access_log is not None:
                 self.access_log.close()
+
+
+logger = logging.getLogger("runstream.server")
 
 
 async def _http_problem(_: Request, error: Exception) -> Response:
@@ -132,18 +206,13 @@ def create_app(settings: ServerSettings) -> ASGIApp:
         root_path=settings.root_path,
         exception_handlers={HTTPException: _http_problem, Exception: _defect},
     )
-    table = EndpointTable(server.backend, ENDPOINTS, answer)
+    table = EndpointTable(server.backend, ENDPOINTS, answer, server.perform)
     app.router.routes.insert(0, table)
     app.include_router(Operations(server).router)
+    app.router.routes.extend(Login(server).routes())
     app.router.routes.extend(SqlProxy(server.sql_locator, server.wait).routes())
     describe(app, ENDPOINTS)
-    return Gateway(app, settings, server.authenticator, server.telemetry, server.access_log)
+    return Gateway(app, settings, server.authenticator, server.telemetry, server.access_log, server.audit)
 
 
-def from_environment() -> ASGIApp:
-    """The application that a worker process serves: its settings come from RUNSTREAM_SERVER_* variables."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return create_app(ServerSettings())
-
-
-__all__ = ["ENDPOINTS", "OPERATIONS", "Server", "create_app", "from_environment"]
+__all__ = ["ENDPOINTS", "OPERATIONS", "Server", "create_app"]

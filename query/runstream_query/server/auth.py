@@ -1,13 +1,14 @@
-"""Who may do what: users and tokens with roles, kept hashed in one JSON file that is read again when it changes.
+"""The file of users and tokens: their roles, their permissions for experiments, and the key that signs sessions.
 
-Passwords are hashed with scrypt, tokens (256 random bits) with SHA-256. Reading the file at every change makes a
-revocation effective at the next request, in every server process.
+Passwords are hashed with scrypt, tokens (256 random bits) with SHA-256. Changes are made under a lock beside the file,
+so that the command line and servers (which note who made an experiment) do not undo each other's.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import fcntl
 import hashlib
 import hmac
 import json
@@ -15,42 +16,24 @@ import os
 import re
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, TypeVar
 
-Role = Literal["read", "write", "admin"]
-ROLES: Final[tuple[Role, ...]] = ("read", "write", "admin")
-"""Each may do what the ones before it may."""
+from .principal import PERMISSIONS, ROLES, Permission, Principal, Role
+
+T = TypeVar("T")
 TOKEN_PREFIX: Final = "rst_"
 _SCRYPT: Final = {"n": 1 << 14, "r": 8, "p": 1}
 _NAME = re.compile(r"[\w.@+-]{1,100}\Z")
+_EXPERIMENT_ID = re.compile(r"\d{1,20}\Z")
 MIN_PASSWORD_CHARS: Final = 12
-_REMEMBERED_SECONDS: Final = 60.0
-_MAX_REMEMBERED: Final = 1_000
-_CHECK_FILE_SECONDS: Final = 0.5
+MAX_PASSWORD_CHARS: Final = 1_000
 
 
 class AuthFileError(ValueError):
     """The file of users and tokens is missing, damaged or would be wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who sends a request."""
-
-    name: str
-    role: Role
-
-    def may(self, role: Role) -> bool:
-        """Whether this role includes `role`."""
-        return ROLES.index(self.role) >= ROLES.index(role)
-
-
-ANONYMOUS: Final = Principal("-", "admin")
-"""Everybody, where authentication is off."""
 
 
 @dataclass(slots=True)
@@ -60,6 +43,14 @@ class User:
     role: Role
     password: str = field(repr=False)
     """`scrypt$<salt>$<hash>`, both base64."""
+    default: Permission | None = None
+    """For experiments that `experiments` does not name; None: what the role allows."""
+    experiments: dict[str, Permission] = field(default_factory=dict)
+    """By experiment id."""
+
+    def principal(self, name: str) -> Principal:
+        """This user as the sender of a request."""
+        return Principal(name, self.role, self.default, self.experiments)
 
 
 @dataclass(slots=True)
@@ -71,6 +62,12 @@ class Token:
     sha256: str = field(repr=False)
     created_at: int = 0
     """UTC milliseconds."""
+    default: Permission | None = None
+    experiments: dict[str, Permission] = field(default_factory=dict)
+
+    def principal(self) -> Principal:
+        """This token as the sender of a request."""
+        return Principal(self.name, self.role, self.default, self.experiments)
 
 
 def _scrypt(password: str, salt: bytes) -> bytes:
@@ -94,7 +91,8 @@ def password_fits(password: str, kept: str) -> bool:
         return False
 
 
-def _hash_token(token: str) -> str:
+def hash_token(token: str) -> str:
+    """The form in which a token is kept."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -105,6 +103,8 @@ class AuthFile:
     users: dict[str, User] = field(default_factory=dict)
     tokens: dict[str, Token] = field(default_factory=dict)
     """By id."""
+    session_key: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
+    """Signs the cookies of browser sessions, in every server process that reads this file."""
 
     @classmethod
     def load(cls, path: Path) -> AuthFile:
@@ -130,18 +130,49 @@ class AuthFile:
             tokens = {identity: Token(**entry) for identity, entry in raw["tokens"].items()}
         except (KeyError, TypeError, AttributeError) as exc:
             raise AuthFileError(f"{path} is damaged: {exc!r}") from exc
-        for role in [user.role for user in users.values()] + [token.role for token in tokens.values()]:
-            if role not in ROLES:
-                raise AuthFileError(f"{path} has the unknown role {role!r}; roles are {', '.join(ROLES)}")
-        return cls(users, tokens)
+        entries: list[User | Token] = [*users.values(), *tokens.values()]
+        for entry in entries:
+            if entry.role not in ROLES:
+                raise AuthFileError(f"{path} has the unknown role {entry.role!r}; roles are {', '.join(ROLES)}")
+            held = [entry.default, *entry.experiments.values()]
+            for permission in held:
+                if permission is not None and permission not in PERMISSIONS:
+                    known = ", ".join(PERMISSIONS)
+                    raise AuthFileError(f"{path} has the unknown permission {permission!r}; they are {known}")
+        return cls(users, tokens, str(raw.get("session_key", "")))
+
+    @classmethod
+    def change(cls, path: Path, change: Callable[[AuthFile], T]) -> T:
+        """Load the file (or begin an empty one), apply `change` and save, all under the file's lock. Blocks.
+
+        Raises:
+            AuthFileError: the file is damaged, cannot be written, or `change` refuses.
+        """
+        try:
+            handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise AuthFileError(f"{path} cannot be changed: {exc.strerror or exc}") from exc
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            content = cls.load(path) if path.exists() else cls()
+            result = change(content)
+            try:
+                content.save(path)
+            except OSError as exc:
+                raise AuthFileError(f"{path} cannot be changed: {exc.strerror or exc}") from exc
+            return result
+        finally:
+            os.close(handle)
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all, readable by the owner only."""
+        self.session_key = self.session_key or secrets.token_hex(32)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         content = {
             "users": {name: asdict(user) for name, user in self.users.items()},
             "tokens": {identity: asdict(token) for identity, token in self.tokens.items()},
+            "session_key": self.session_key,
         }
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
@@ -155,7 +186,11 @@ class AuthFile:
             raise AuthFileError(f"user name {name!r} may have 1 to 100 letters, digits and _.@+-")
         if len(password) < MIN_PASSWORD_CHARS:
             raise AuthFileError(f"the password must have at least {MIN_PASSWORD_CHARS} characters")
-        self.users[name] = User(role, hash_password(password))
+        if len(password) > MAX_PASSWORD_CHARS:
+            raise AuthFileError(f"the password may have at most {MAX_PASSWORD_CHARS} characters")
+        known = self.users.get(name)
+        kept = (None, {}) if known is None else (known.default, known.experiments)
+        self.users[name] = User(role, hash_password(password), *kept)
 
     def add_token(self, name: str, role: Role) -> tuple[str, str]:
         """Make a token; its id and the token itself, which is not kept."""
@@ -163,7 +198,7 @@ class AuthFile:
             raise AuthFileError(f"token name {name!r} may have 1 to 100 letters, digits and _.@+-")
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
         identity = secrets.token_hex(4)
-        self.tokens[identity] = Token(name, role, _hash_token(token), time.time_ns() // 1_000_000)
+        self.tokens[identity] = Token(name, role, hash_token(token), time.time_ns() // 1_000_000)
         return identity, token
 
     def revoke(self, name: str) -> bool:
@@ -173,86 +208,36 @@ class AuthFile:
             del self.tokens[identity]
         return self.users.pop(name, None) is not None or bool(gone)
 
+    def named(self, name: str) -> list[User | Token]:
+        """The user and the tokens called `name`, or the token with that id.
 
-class Authenticator:
-    """Recognises requests. `None` as file: authentication is off and everybody may do everything."""
+        Raises:
+            AuthFileError: there is none.
+        """
+        found: list[User | Token] = [token for identity, token in self.tokens.items() if name in (identity, token.name)]
+        if name in self.users:
+            found.append(self.users[name])
+        if not found:
+            raise AuthFileError(f"there is no user or token {name!r}; see `runstream server auth list`")
+        return found
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._stamp: tuple[int, int, int] | None = None
-        self._checked_at = 0.0
-        self._users: Mapping[str, User] = {}
-        self._tokens: Mapping[str, Principal] = {}
-        self._remembered: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
-        self._key = secrets.token_bytes(32)
-        if path is not None:
-            self._reload(path)
+    def grant(self, name: str, permission: Permission, experiment_id: str | None) -> None:
+        """Give `name` a permission for one experiment; None: for all that have none of their own."""
+        if experiment_id is not None and _EXPERIMENT_ID.match(experiment_id) is None:
+            raise AuthFileError(f"experiment id {experiment_id!r} is not a number")
+        for entry in self.named(name):
+            if experiment_id is None:
+                entry.default = permission
+            else:
+                entry.experiments[experiment_id] = permission
 
-    @property
-    def enabled(self) -> bool:
-        """Whether requests must authenticate."""
-        return self._path is not None
-
-    def _reload(self, path: Path) -> None:
-        stat = path.stat()
-        content = AuthFile.load(path)
-        self._users = content.users
-        self._tokens = {token.sha256: Principal(token.name, token.role) for token in content.tokens.values()}
-        self._remembered.clear()
-        self._stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-
-    def _follow_file(self) -> None:
-        now = time.monotonic()
-        if self._path is None or now - self._checked_at < _CHECK_FILE_SECONDS:
-            return
-        self._checked_at = now
-        try:
-            stat = self._path.stat()
-            if (stat.st_mtime_ns, stat.st_size, stat.st_ino) != self._stamp:
-                self._reload(self._path)
-        except (OSError, AuthFileError):
-            # A file that has gone or is damaged lets nobody in.
-            self._users, self._tokens, self._stamp = {}, {}, None
-            self._remembered.clear()
-
-    def known(self, header: str) -> Principal | None:
-        """The principal of an Authorization header, without slow work: tokens, and passwords checked lately."""
-        self._follow_file()
-        scheme, _, value = header.partition(" ")
-        if scheme.lower() == "bearer":
-            return self._tokens.get(_hash_token(value.strip()))
-        if scheme.lower() != "basic":
-            return None
-        found = self._remembered.get(self._mark(value))
-        return found[1] if found is not None and time.monotonic() - found[0] < _REMEMBERED_SECONDS else None
-
-    def check_password(self, header: str) -> Principal | None:
-        """The principal of a Basic header, by its password (a token may stand for it). Slow: not on the event loop."""
-        scheme, _, value = header.partition(" ")
-        if scheme.lower() != "basic":
-            return None
-        try:
-            name, colon, password = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")
-        except (ValueError, binascii.Error):
-            return None
-        if not colon:
-            return None
-        by_token = self._tokens.get(_hash_token(password))
-        if by_token is not None:
-            return by_token
-        user = self._users.get(name)
-        # An unknown name costs as much as a wrong password, so that names cannot be told apart by time.
-        fits = password_fits(password, user.password if user is not None else _NOBODY)
-        if user is None or not fits:
-            return None
-        principal = Principal(name, user.role)
-        self._remembered[self._mark(value)] = (time.monotonic(), principal)
-        while len(self._remembered) > _MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
-        return principal
-
-    def _mark(self, value: str) -> bytes:
-        return hmac.digest(self._key, value.strip().encode("latin-1", "replace"), "sha256")
-
-
-_NOBODY: Final = hash_password(secrets.token_hex(16))
+    def revoke_grant(self, name: str, experiment_id: str | None) -> bool:
+        """Take a permission back, so that the default (or, without one, the role) holds; whether there was one."""
+        found = False
+        for entry in self.named(name):
+            if experiment_id is None:
+                found = found or entry.default is not None
+                entry.default = None
+            else:
+                found = entry.experiments.pop(experiment_id, None) is not None or found
+        return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -15,10 +17,11 @@ from uvicorn.supervisors import Multiprocess
 from runstream.errors import SettingsError
 
 from .app import create_app
+from .connection import BoundedProtocol
 from .parts import client_settings
 from .settings import ServerSettings
 
-_FACTORY = "runstream_query.server.app:from_environment"
+_FACTORY = "runstream_query.server.run:from_environment"
 
 
 def _bind(settings: ServerSettings) -> socket.socket:
@@ -53,6 +56,7 @@ def _config(app: ASGIApp | str, settings: ServerSettings) -> uvicorn.Config:
         app,
         factory=isinstance(app, str),
         workers=settings.workers,
+        http=BoundedProtocol,
         access_log=False,
         log_level="warning",
         server_header=False,
@@ -62,6 +66,24 @@ def _config(app: ASGIApp | str, settings: ServerSettings) -> uvicorn.Config:
         backlog=1024,
         ws="none",
     )
+
+
+def limit_connections(settings: ServerSettings) -> None:
+    """Set how many connections this process takes: by the settings and by the limit on open files, raised before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    BoundedProtocol.max_connections = min(settings.max_connections, max(8, soft - 256))
+
+
+def from_environment() -> ASGIApp:
+    """The application that a worker process serves: its settings come from RUNSTREAM_SERVER_* variables."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = ServerSettings()
+    limit_connections(settings)
+    return create_app(settings)
 
 
 def _json(value: object) -> str:
@@ -101,6 +123,7 @@ def serve(
         if on_listening is not None:
             on_listening(url)
         if settings.workers == 1:
+            limit_connections(settings)
             config = _config(create_app(settings), settings)
             uvicorn.Server(config).run(sockets=[listener])
         else:

@@ -44,17 +44,35 @@ class ServerSettings(BaseSettings):
         description="ClickHouse user for SQL over HTTP, clickhouse://reader:password@host:8443/db (secret); it must"
         " only have reading rights. A data directory needs none.",
     )
+    behind_proxy: bool = Field(
+        default=False,
+        description="A proxy in front sets X-Forwarded-For and X-Forwarded-Proto itself: take the client's address and"
+        " https from them.",
+    )
+    audit_file: Path | None = Field(
+        default=None, description="File for audit lines (JSON, appended to); none: standard error."
+    )
     serve_artifacts: bool = Field(default=True, description="Serve artifacts below the root through this server.")
     max_body_bytes: int = Field(default=32 << 20, ge=1 << 20, description="Largest request body, uploads aside.")
     max_artifact_bytes: int = Field(default=50 << 30, ge=1, description="Largest uploaded artifact.")
     max_requests: int = Field(
         default=1_024, ge=1, description="Requests in work at once; beyond it 503 with Retry-After."
     )
+    max_connections: int = Field(
+        default=4_096, ge=8, description="Connections at once of one process; beyond it 503 with Retry-After."
+    )
+    max_buffered_bytes: int = Field(
+        default=256 << 20,
+        ge=1 << 20,
+        description="Request bodies in memory at once, uploads aside; beyond it 503 with Retry-After.",
+    )
     max_waiting_reads: int = Field(
         default=256, ge=1, description="Reads waiting or running at once; beyond it 429 with Retry-After."
     )
     read_threads: int = Field(default=8, ge=1, le=256, description="Reads running at once.")
-    request_timeout_seconds: float = Field(default=120.0, gt=0, description="Time for one request, uploads aside.")
+    request_timeout_seconds: float = Field(
+        default=120.0, gt=0, description="Time until the answer begins, uploads aside."
+    )
     idle_upload_seconds: float = Field(default=60.0, gt=0, description="Longest silence within one upload.")
     shutdown_seconds: int = Field(default=15, ge=1, description="Time for requests in work when the server stops.")
     access_log: bool = Field(default=True, description="One line per request on standard error.")

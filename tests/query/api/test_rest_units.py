@@ -17,7 +17,8 @@ from runstream_query.api.event import Clock, metric_batch, value_seq
 from runstream_query.api.metrics import LogMetric
 from runstream_query.api.search_text import page_offset, page_token
 from runstream_query.api.wire import parse
-from runstream_query.server.auth import Authenticator, AuthFile, AuthFileError
+from runstream_query.server.auth import AuthFile, AuthFileError
+from runstream_query.server.authenticator import Authenticator
 from runstream_query.server.gateway import needed_role
 from runstream_query.server.problems import as_api_error
 from runstream_query.server.settings import ServerSettings
