@@ -185,7 +185,7 @@ def check_content_type(request: Request) -> None:
 
 async def read(model: type[M], request: Request, **path_fields: str) -> M:
     """The message of `request`: query parameters of a GET, the JSON body otherwise; path parameters win over both."""
-    if request.method == "GET" and request.scope["query_string"]:
+    if request.method in ("GET", "HEAD") and request.scope["query_string"]:
         fields = query_fields(model, request.scope["query_string"])
     else:
         check_content_type(request)

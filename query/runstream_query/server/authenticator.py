@@ -159,6 +159,7 @@ class Authenticator:
         Raises:
             TooManyTriesError: see `check_basic`; also where too many checks are waiting already.
         """
+        self.follow_file()
         wait = self.throttle.wait_seconds(name, address)
         if wait > 0:
             raise TooManyTriesError(wait)
