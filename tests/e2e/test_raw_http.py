@@ -259,7 +259,7 @@ def test_many_small_objects_do_not_become_a_large_heap(server):
     for item in (b"{}", b"[]", b'{"key":"a"}', b'"aa"', b"1.5"):
         body = b'{"run_id": "a", "metrics": [' + (item + b",") * ((20 << 20) // (len(item) + 1)) + item + b"]}"
         assert statuses(request(server, "POST", API + "/runs/log-batch", body))[0] == 400
-    assert resident_mib(server) < before + 400
+    assert resident_mib(server) < before + 150
     alive(server)
 
 
@@ -267,7 +267,7 @@ def test_many_small_objects_do_not_become_a_large_heap(server):
 def test_compressed_bodies_are_not_unpacked(server, coding):
     """A bomb stays packed: the API takes no content codings."""
     before = resident_mib(server)
-    bomb = gzip.compress(b'{"run_id": "' + b"a" * (200 << 20) + b'"}', 6)
+    bomb = gzip.compress(b'{"run_id": "' + b"a" * (50 << 20) + b'"}', 1)
     answer = request(server, "POST", API + "/runs/log-batch", bomb, JSON + f"Content-Encoding: {coding}\r\n")
     assert statuses(answer)[0] in (400, 415)
     assert resident_mib(server) < before + 100
@@ -275,7 +275,7 @@ def test_compressed_bodies_are_not_unpacked(server, coding):
 
 def test_a_packed_sql_statement_has_a_bound(server):
     """SQL may come packed, and a bomb among it is refused by the store without harm to it."""
-    bomb = gzip.compress(b"SELECT '" + b"a" * (200 << 20) + b"'", 6)
+    bomb = gzip.compress(b"SELECT '" + b"a" * (50 << 20) + b"'", 1)
     answer = request(server, "POST", "/", bomb, "Content-Encoding: gzip\r\n")
     assert statuses(answer)[0] >= 400 and len(answer) < 100_000
     assert (
@@ -317,7 +317,7 @@ def test_names_cannot_become_headers(server, name):
     run = new_run(server)
     target = f"{PROXY}/0/{run}/artifacts/{quote(name, safe='')}"
     stored = request(server, "PUT", target, b"x", "")
-    assert statuses(stored)[0] in (200, 400)
+    assert statuses(stored)[0] in (200, 400, 404)
     answer = request(server, "GET", target)
     head = answer.partition(b"\r\n\r\n")[0].lower()
     assert b"set-cookie" not in head and b"\nlocation" not in head
@@ -361,7 +361,7 @@ def test_the_server_fetches_no_foreign_address(server, location):
         f"/get-artifact?run_id={run}&path=passwd",
     ):
         answer = request(server, "GET", target)
-        assert statuses(answer)[0] in (200, 400, 404) and b"root:" not in answer
+        assert statuses(answer)[0] in (200, 400, 404) and b"root:x:" not in answer
         assert b'"files"' not in answer
     answer = request(server, "POST", f"{API}/upload-artifact?run_uuid={run}&path=runstream-was-here", b"x", "")
     assert not Path("/etc/runstream-was-here").exists() and statuses(answer)[0] in (200, 400)
@@ -445,7 +445,7 @@ def test_the_storm_leaves_no_growth(server):
     """A second storm of mixed attacks costs no more memory or descriptors than the first."""
 
     def storm() -> None:
-        for _ in range(60):
+        for _ in range(15):
             send(server, b"\x00\xff" * 500)
             send(server, POST + "Transfer-Encoding: chunked\r\n\r\nzz\r\n\r\n")
             request(server, "POST", API + "/runs/log-batch", b"[" * 20_000)
@@ -464,4 +464,5 @@ def test_the_storm_leaves_no_growth(server):
 
 def test_nothing_failed_inside(server):
     """After all this the server's own log holds no traceback."""
-    assert "Traceback" not in "".join(server.lines)
+    said = "".join(server.lines)
+    assert "Traceback" not in said, said[said.index("Traceback") - 200 :][:4_000]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from runstream.errors import InvalidInputError, NotFoundError, UnavailableError
@@ -35,6 +36,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError("INVALID_PARAMETER_VALUE", str(error))
     if isinstance(error, NotFoundError):
         return ApiError("RESOURCE_DOES_NOT_EXIST", str(error))
+    if isinstance(error, ClientDisconnect):
+        return ApiError("BAD_REQUEST", "The client left before its request was complete.")
     if isinstance(error, UnicodeError):
         return ApiError("INVALID_PARAMETER_VALUE", "Text must be valid Unicode.")
     logger.error("a request failed", exc_info=error)
