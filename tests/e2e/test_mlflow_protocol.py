@@ -242,7 +242,10 @@ def test_symbolic_links_do_not_lead_out(server, tmp_path):
 def test_foreign_artifact_locations_are_not_served(server):
     """An experiment may say its artifacts lie in /etc; the server does not read them for anybody."""
     name = f"evil-{uuid.uuid4().hex}"
-    for location in ("file:///etc", "/etc", "http://127.0.0.1:1/x"):
+    for location in ("http://127.0.0.1:1/x", "ftp://host/x", "mlflow-artifacts://host:9/x"):
+        made = post(server, "/experiments/create", name=name + location, artifact_location=location)
+        assert made.error == (400, "INVALID_PARAMETER_VALUE")
+    for location in ("file:///etc", "/etc", "dbfs:/etc"):
         made = post(server, "/experiments/create", name=name + location, artifact_location=location)
         assert made.status == 200
         run = post(server, "/runs/create", experiment_id=made.json["experiment_id"], start_time=1).json["run"]["info"]

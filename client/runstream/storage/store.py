@@ -99,7 +99,15 @@ def _options(scheme: str) -> dict[str, Any]:
         return {}
     # Retries are ours: botocore's default of five tries, each with a pause of up to 20 s, inside each of our own tries
     # turned an endpoint that is away into an error after more than two minutes.
-    return {"config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 60}}
+    # Signed addresses are of version 2 by default in some regions, which newer stores do not take.
+    return {
+        "config_kwargs": {
+            "retries": {"total_max_attempts": 1},
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            "signature_version": "s3v4",
+        }
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,11 @@ class ArtifactStore:
     @property
     def is_local(self) -> bool:
         return self._filesystem is None
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec file system, or None for local folders."""
+        return self._filesystem
 
     def put(self, source: Path, path: str, advance: Advance | None = None) -> Uploaded:
         """Upload the regular file `source`; returns when it lies whole at `path`. Blocks; retries transient errors.

@@ -17,6 +17,8 @@ from .errors import invalid
 
 PROXY_SCHEME: Final = "mlflow-artifacts:/"
 MAX_PATH_CHARS: Final = 1_000
+_BARE_PATH: Final = "file:///"
+"""Before a path given without a scheme: what lies in the store is a URL, and clients are told the path again."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[a-zA-Z]:")
 
@@ -74,14 +76,18 @@ class ArtifactRoot:
     def present(self, uri: str) -> str:
         """The address of `uri` (from a view) that clients are told."""
         relative = self._relative(uri) if self.served else None
-        return uri if relative is None else PROXY_SCHEME + relative
+        if relative is not None:
+            return PROXY_SCHEME + relative
+        return uri[len(_BARE_PATH) :] if uri.startswith(_BARE_PATH + "/") else uri
 
     def stored(self, uri: str) -> str:
         """The address of a presented `uri` as events carry it: relative to the root where it lies below it."""
         if uri.startswith(PROXY_SCHEME):
             return uri.removeprefix(PROXY_SCHEME).lstrip("/")
         relative = self._relative(uri)
-        return uri if relative is None else relative
+        if relative is not None:
+            return relative
+        return _BARE_PATH + uri if uri.startswith("/") else uri
 
     def path_of(self, uri: str) -> str | None:
         """Where a presented address lies below the root; None if it is not ours to serve."""

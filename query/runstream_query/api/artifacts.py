@@ -9,6 +9,8 @@ from __future__ import annotations
 import mimetypes
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -20,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
 from runstream.entities import FileInfo
-from runstream.errors import ArtifactError, InvalidInputError
+from runstream.errors import ArtifactError, InvalidInputError, NotFoundError
 from runstream.storage.store import ArtifactStore, local_path_of, open_store
 from runstream.transport import Event
 
@@ -55,9 +57,9 @@ class ListProxied(Message):
     path: str | None = None
 
 
-def artifact_store(backend: Backend) -> ArtifactStore:
-    """The store below the server's artifact root."""
-    if not backend.artifacts.served:
+def artifact_store(backend: Backend, *, served: bool = True) -> ArtifactStore:
+    """The store below the server's artifact root; with `served`, only where the server serves it."""
+    if served and not backend.artifacts.served:
         raise ApiError(
             "TEMPORARILY_UNAVAILABLE",
             "This server does not serve artifacts: start it with --serve-artifacts, or use their own address.",
@@ -84,6 +86,19 @@ def _translated(error: ArtifactError) -> ApiError:
     if error.retryable:
         return ApiError("TEMPORARILY_UNAVAILABLE", str(error), retry_after_seconds=1)
     return ApiError("INTERNAL_ERROR", str(error))
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Errors of storage as answers."""
+    try:
+        yield
+    except NotFoundError as exc:
+        raise missing_resource(str(exc)) from exc
+    except ArtifactError as exc:
+        raise _translated(exc) from exc
+    except InvalidInputError as exc:
+        raise invalid(f"Invalid path: {exc}") from exc
 
 
 def _list(store: ArtifactStore, path: str) -> list[FileInfo]:
@@ -257,7 +272,8 @@ def _run_path(path: str) -> tuple[str, str] | None:
     return (parts[1], parts[3]) if len(parts) == 4 and parts[2] == "artifacts" and parts[3] else None
 
 
-def _logged(backend: Backend, path: str, size_bytes: int, digest: str, *, deleted: bool = False) -> list[Event]:
+def logged_events(backend: Backend, path: str, size_bytes: int, digest: str, *, deleted: bool = False) -> list[Event]:
+    """The event that a file of a run came or went; none for other paths."""
     place = _run_path(path)
     if place is None:
         return []
@@ -275,17 +291,21 @@ def _logged(backend: Backend, path: str, size_bytes: int, digest: str, *, delete
     ]
 
 
-async def store_body(backend: Backend, request: Request, path: str, limit_bytes: int) -> None:
+async def store_body(
+    backend: Backend, request: Request, path: str, limit_bytes: int, *, may_be_empty: bool = True
+) -> None:
     """Stream the request's body to `path` (clean) below the root, and record it once it is whole."""
     if not path:
         raise invalid("Invalid path")
     store = artifact_store(backend)
     spooled = await _spool(request, limit_bytes, backend.spool_folder)
     try:
+        if not may_be_empty and (await run_in_threadpool(spooled.stat)).st_size == 0:
+            raise invalid("Request must specify data.")
         size_bytes, digest = await run_in_threadpool(_put, store, spooled, path)
     finally:
         await run_in_threadpool(spooled.unlink, missing_ok=True)
-    events = _logged(backend, path, size_bytes, digest)
+    events = logged_events(backend, path, size_bytes, digest)
     if events:
         await backend.write(*events)
 
@@ -306,7 +326,12 @@ async def _upload_ui(backend: Backend, request: Request) -> Response:
     base = backend.artifacts.path_of(state.artifact_uri)
     if base is None:
         raise invalid(f"The artifacts lie at '{state.artifact_uri}', outside this server's artifact root.")
-    await store_body(backend, request, f"{base}/{path}", MAX_UI_UPLOAD_BYTES)
+    try:
+        await store_body(backend, request, f"{base}/{path}", MAX_UI_UPLOAD_BYTES, may_be_empty=False)
+    except ApiError as exc:
+        if exc.status == 413:
+            raise invalid("Artifact size is too large. Max size is 10MB.") from None
+        raise
     return Response(media_type="application/json")
 
 
@@ -332,34 +357,20 @@ async def _delete(backend: Backend, request: Request) -> Response:
     if not path:
         raise invalid("Invalid path")
     gone = await run_in_threadpool(_remove, artifact_store(backend), path)
-    events = [item for file in gone for item in _logged(backend, file, 0, "", deleted=True)]
+    events = [item for file in gone for item in logged_events(backend, file, 0, "", deleted=True)]
     if events:
         await backend.write(*events)
     return Empty()
-
-
-async def _unsupported_multipart(backend: Backend, request: Request) -> Response:
-    raise ApiError("NOT_IMPLEMENTED", "Multipart upload is not supported for the current artifact repository")
-
-
-async def _unsupported_presigned(backend: Backend, request: Request) -> Response:
-    raise ApiError("NOT_IMPLEMENTED", "Presigned URLs are not supported for the current artifact repository")
 
 
 _PROXY: Final = "/mlflow-artifacts/artifacts"
 
 ENDPOINTS = (
     Endpoint("GET", "/mlflow/artifacts/list", _list_run, ListArtifacts),
-    Endpoint("POST", "/mlflow/artifacts/presigned-upload-url", _unsupported_presigned),
-    Endpoint("POST", "/mlflow/artifacts/presigned-download-url", _unsupported_presigned),
     Endpoint("POST", "/mlflow/upload-artifact", _upload_ui),
     Endpoint("GET", _PROXY, _list_proxied, ListProxied),
     Endpoint("GET", _PROXY + "/{path:path}", _download),
     Endpoint("PUT", _PROXY + "/{path:path}", _upload),
     Endpoint("DELETE", _PROXY + "/{path:path}", _delete),
-    Endpoint("POST", "/mlflow-artifacts/mpu/create/{path:path}", _unsupported_multipart),
-    Endpoint("POST", "/mlflow-artifacts/mpu/complete/{path:path}", _unsupported_multipart),
-    Endpoint("POST", "/mlflow-artifacts/mpu/abort/{path:path}", _unsupported_multipart),
-    Endpoint("GET", "/mlflow-artifacts/presigned/{path:path}", _unsupported_presigned),
     Endpoint("GET", "/get-artifact", _get_artifact, absolute=True),
 )

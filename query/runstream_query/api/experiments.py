@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from urllib.parse import unquote, urlsplit
 
 from starlette.requests import Request
@@ -26,7 +26,8 @@ from .validation import (
 )
 from .wire import Empty, Int64, JsonResponse, KeyValue, Message, pairs_of, read
 
-MAX_ID_ATTEMPTS = 1_000
+HOST_SCHEMES: Final = frozenset({"http", "https", "ftp", "sftp", "viewfs"})
+"""Schemes that would make whoever reads the location connect to a host that its writer chose."""
 
 
 class CreateExperiment(Message):
@@ -88,14 +89,20 @@ class DeleteExperimentTag(Message):
 
 
 def check_artifact_location(location: str) -> str:
-    """The location as it is stored: an absolute URL.
+    """The location in full: a path without a scheme stays a path, everything else is a URL.
 
     Raises:
-        ApiError: it points into runs, carries a fragment, parameters or a climbing path, or is too long.
+        ApiError: it points into runs or to a foreign host, carries a fragment, parameters or a climbing path, or is
+            too long.
     """
     parts = urlsplit(location)
     if parts.scheme == "runs":
         raise invalid(f"Artifact location cannot be a runs:/ URI. Given: '{location}'")
+    if parts.scheme in HOST_SCHEMES or (parts.scheme == "mlflow-artifacts" and parts.netloc):
+        raise invalid(
+            f"'artifact_location' cannot use the '{parts.scheme}' scheme: the '{parts.scheme}' scheme addresses a host"
+            " other than the tracking server's configured artifact storage."
+        )
     if parts.fragment or ";" in location:
         raise invalid("'artifact_location' URL can't include fragments or params.")
     if ".." in unquote(parts.query):
@@ -108,9 +115,11 @@ def check_artifact_location(location: str) -> str:
     if ".." in unquote(parts.path).split("/"):
         raise invalid("'artifact_location' must not climb with '..'.")
     if not parts.scheme:
-        return Path(location).absolute().as_uri()
+        return str(Path(location).absolute())
     if "://" not in location and parts.scheme == "file":
         return Path(unquote(parts.path)).absolute().as_uri()
+    if "://" not in location and parts.scheme != "mlflow-artifacts":
+        location = f"{parts.scheme}://{location.partition(':')[2]}"
     return location.rstrip("/")
 
 

@@ -32,7 +32,7 @@ STATUSES: Final = {
     "LOGGED_MODEL_UPLOAD_FAILED": 3,
 }
 DEFAULT_RESULTS: Final = 100
-MAX_RESULTS: Final = 1_000
+MAX_RESULTS: Final = 50_000
 
 
 class CreateLoggedModel(Message):

@@ -192,7 +192,7 @@ def _array(rows: bytes) -> bytes:
 
 def _metrics_answer(rows: bytes, token: str | None = None) -> Response:
     array = _array(rows).strip()
-    if array in (b"[]", b""):
+    if array[1:-1].strip() == b"":
         return JsonResponse({})
     tail = b"" if token is None else b',"next_page_token":"' + token.encode() + b'"'
     return Response(b'{"metrics":' + array + tail + b"}", media_type="application/json")

@@ -15,7 +15,7 @@ from typing import Any, Final
 from runstream_schemas.names import CONTROL
 
 from .artifact_root import ArtifactRoot
-from .errors import invalid
+from .errors import ApiError, invalid
 from .search_text import page_offset, page_token
 from .state import Reading
 
@@ -193,6 +193,13 @@ def _dataset_condition(query: _Query, datasets: Sequence[tuple[str, str]]) -> st
     return " OR ".join(parts)
 
 
+def _not_a_list(text: str) -> ApiError:
+    return invalid(
+        f"Invalid filter string: {text!r}. Expected a list of comparisons separated by 'AND'"
+        " (e.g. 'metrics.loss > 0.1 AND params.lr = 0.01')."
+    )
+
+
 def _add_filter(query: _Query, text: str, datasets: Sequence[tuple[str, str]]) -> bool:
     """Add the comparisons of `text`; whether one is about a metric."""
     position = 0
@@ -200,10 +207,7 @@ def _add_filter(query: _Query, text: str, datasets: Sequence[tuple[str, str]]) -
     while text[position:].strip():
         match = _COMPARISON.match(text, position)
         if match is None:
-            raise invalid(
-                f"Invalid filter string: {text!r}. Expected a list of comparisons separated by 'AND'"
-                " (e.g. 'metrics.loss > 0.1 AND params.lr = '0.01'')."
-            )
+            raise _not_a_list(text)
         operator = re.sub(r"\s+", " ", match["operator"].upper()).replace("<>", "!=")
         query.conditions.append(_condition(query, match["entity"], operator, match["value"], datasets))
         about_metric |= match["entity"].startswith("metrics.")
@@ -212,7 +216,7 @@ def _add_filter(query: _Query, text: str, datasets: Sequence[tuple[str, str]]) -
             break
         joint = _AND.match(text, position)
         if joint is None or not text[joint.end() :].strip():
-            raise invalid(f"Invalid filter string: {text!r}. Comparisons are joined by AND.")
+            raise _not_a_list(text)
         position = joint.end()
     return about_metric
 

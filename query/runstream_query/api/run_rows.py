@@ -128,7 +128,8 @@ def run_message(
         read["model_inputs"] = models["input"]
     if models and models.get("output"):
         made["model_outputs"] = models["output"]
-    return {"info": state.info(), "data": data, "inputs": read, "outputs": made}
+    run = {"info": state.info(), "data": data, "inputs": read}
+    return {**run, "outputs": made} if made else run
 
 
 def run_messages(

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .backend import Backend
+from .direct_transfer import capabilities
 from .routing import Endpoint
 from .wire import JsonResponse
 
@@ -21,10 +22,7 @@ async def _server_info(backend: Backend, request: Request) -> Response:
             "store_type": "RunstreamStore",
             "workspaces_enabled": False,
             "trace_archival_enabled": False,
-            "multipart_uploads_enabled": False,
-            "multipart_downloads_enabled": False,
-            "presigned_upload_run_id_supported": False,
-            "presigned_upload_model_id_supported": False,
+            **capabilities(backend),
             "features_enabled": {"gateway": False},
         }
     )

@@ -8,6 +8,7 @@ GET requests carry the fields as query parameters, lists as repeated ones.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, Final, TypeVar
@@ -25,6 +26,7 @@ _INT64: Final = 1 << 63
 MAX_JSON_CONTAINERS: Final = 100_000
 MAX_JSON_VALUES: Final = 1_000_000
 """Of one request's body, counted without regard to strings: far beyond what any operation takes."""
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d+)?[eE][+-]?\d{1,2}\Z")
 
 
 def _camel(name: str) -> str:
@@ -36,10 +38,13 @@ def _choices(name: str) -> AliasChoices:
     return AliasChoices(name, _camel(name))
 
 
-def _no_bool(value: Any) -> Any:
-    """Protobuf takes no booleans for numbers; pydantic would."""
+def _integer(value: Any) -> Any:
+    """Protobuf takes no booleans for numbers (pydantic would), but whole numbers such as "1e+05", as R writes them."""
     if value is True or value is False:
         raise ValueError("a boolean is not a number")
+    if isinstance(value, str) and _EXPONENT.match(value):
+        number = float(value)
+        return int(number) if number.is_integer() else value
     return value
 
 
@@ -51,8 +56,8 @@ def _number(value: Any) -> Any:
     return value
 
 
-Int64 = Annotated[int, BeforeValidator(_no_bool), Field(ge=-_INT64, lt=_INT64)]
-Int32 = Annotated[int, BeforeValidator(_no_bool), Field(ge=-(1 << 31), lt=1 << 31)]
+Int64 = Annotated[int, BeforeValidator(_integer), Field(ge=-_INT64, lt=_INT64)]
+Int32 = Annotated[int, BeforeValidator(_integer), Field(ge=-(1 << 31), lt=1 << 31)]
 Double = Annotated[float, BeforeValidator(_number)]
 
 

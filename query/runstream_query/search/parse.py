@@ -153,7 +153,7 @@ def parse_order(entries: Sequence[str], subject: Subject = RUNS) -> list[Order]:
             )
         key = parts["ticked"] or parts["quoted"] or parts["bare"]
         entity = parts["entity"]
-        if entity is None and parts["bare"] and "." not in key and " " in key and key.lower() not in subject.aliases:
+        if parts["bare"] and any(map(str.isspace, key)) and key.lower() not in subject.aliases:
             raise InvalidFilter(f"order_by entry {entry[:100]!r}: expected ASC or DESC behind the field", entry)
         field = _field(entity, key, parts["bare"] is None, 0, entry, subject)
         if field.entity == "dataset":

@@ -15,7 +15,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from runstream_query.api import artifacts, experiments, inputs, logged_models, metrics, runs, server_info
+from runstream_query.api import (
+    artifacts,
+    direct_transfer,
+    experiments,
+    inputs,
+    logged_models,
+    metrics,
+    runs,
+    server_info,
+)
 from runstream_query.api.backend import Backend
 from runstream_query.api.errors import ApiError
 from runstream_query.api.routing import Endpoint, EndpointTable
@@ -45,6 +54,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *experiments.ENDPOINTS,
     *inputs.ENDPOINTS,
     *artifacts.ENDPOINTS,
+    *direct_transfer.ENDPOINTS,
     *logged_models.ENDPOINTS,
     *server_info.ENDPOINTS,
 )
