@@ -198,6 +198,21 @@ def test_each_operation_needs_its_permission(house, name, held):
             assert b"secret" not in answer.body or "experiment_name" in path
 
 
+def test_signed_addresses_need_the_same_permissions(house):
+    """An address of an artifact is as good as the artifact; here it is refused afterwards, for the root is a folder."""
+    for name, denied in (("secret", True), ("own", False)):
+        run, folder = house.runs[name], f"{getattr(house, name)}/{house.runs[name]}/artifacts"
+        for method, path, body in (
+            ("POST", f"{API}/artifacts/presigned-upload-url", {"run_id": run, "path": "f.txt"}),
+            ("POST", f"{API}/artifacts/presigned-upload-url", {"model_id": house.models[name], "path": "f.txt"}),
+            ("POST", f"{API}/artifacts/presigned-download-url", {"runId": run, "path": "f.txt"}),
+            ("GET", f"/api/2.0/mlflow-artifacts/presigned/{folder}/f.txt", None),
+            ("POST", f"/api/2.0/mlflow-artifacts/mpu/create/{folder}", {"path": "f.txt", "num_parts": 1}),
+        ):
+            answer = house.limited(method, path, body)
+            assert answer.status == 403 if denied else answer.status in (400, 501), (name, path, answer.body)
+
+
 def test_managing_is_more_than_editing(house):
     """Whoever has no permissions of their own does what the role allows: delete and restore too."""
     for needed, method, path, body in operations(house, "secret"):

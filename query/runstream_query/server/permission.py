@@ -300,6 +300,19 @@ async def _get_artifact(call: Call) -> Response:
     return await call.perform()
 
 
+def _sign(needed: Permission) -> Rule:
+    async def rule(call: Call) -> Response:
+        message = await call.message()
+        if message.run_id:
+            await call.require_run_artifacts(needed, message.run_id)
+        model_id = getattr(message, "model_id", None)
+        if model_id:
+            await call.require_model(needed, model_id)
+        return await call.perform()
+
+    return rule
+
+
 async def _upload_artifact(call: Call) -> Response:
     run_id = call.request.query_params.get("run_uuid")
     if run_id:
@@ -337,8 +350,8 @@ RULES: Final[Mapping[tuple[str, str], Rule]] = {
     ("GET", "/mlflow/metrics/get-history-bulk"): _histories,
     ("GET", "/mlflow/metrics/get-history-bulk-interval"): _histories,
     ("GET", "/mlflow/artifacts/list"): _list_artifacts,
-    ("POST", "/mlflow/artifacts/presigned-upload-url"): _open(),
-    ("POST", "/mlflow/artifacts/presigned-download-url"): _open(),
+    ("POST", "/mlflow/artifacts/presigned-upload-url"): _sign("edit"),
+    ("POST", "/mlflow/artifacts/presigned-download-url"): _sign("read"),
     ("POST", "/mlflow/upload-artifact"): _upload_artifact,
     ("GET", "/get-artifact"): _get_artifact,
     ("GET", "/mlflow-artifacts/artifacts"): _list_proxied,
