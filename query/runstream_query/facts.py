@@ -23,6 +23,8 @@ SELECT 'lifecycle', '', '', 0 FROM (SELECT 1 FROM run_facts WHERE lifecycle.vers
 UNION ALL
 SELECT 'inputs', '', '', 0 FROM (SELECT 1 FROM input_facts LIMIT 1)
 UNION ALL
+SELECT 'models', '', '', 0 FROM (SELECT 1 FROM model_links LIMIT 1)
+UNION ALL
 SELECT 'purged experiment', experiment_id, '', max(version) FROM purged_experiments GROUP BY experiment_id
 UNION ALL
 SELECT 'experiment', experiment_id, if(restored, 'active', f.lifecycle.stage),
@@ -49,6 +51,8 @@ class Facts:
     """Some run was deleted or restored on its own."""
     any_inputs: bool = True
     """Some run has inputs."""
+    any_models: bool = True
+    """Some run read or made a logged model."""
     experiments: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """(stage, version) of every experiment that was ever deleted."""
     purged_experiments: Mapping[str, int] = field(default_factory=dict)
@@ -98,6 +102,7 @@ class KnownFacts:
             any_purged="purged" in present,
             any_run_lifecycle="lifecycle" in present,
             any_inputs="inputs" in present,
+            any_models="models" in present,
             experiments=experiments,
             purged_experiments=purged_experiments,
         )

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from runstream.entities import Experiment, FileInfo, Metric, PagedList, Run, ViewType
 from runstream_schemas.names import CONTROL, STREAMS, Stream
 
-from . import artifacts, history, records, user_sql
+from . import artifacts, history, records, run_records, user_sql
 from .errors import ExperimentNotFound, InvalidQuery, RunNotFound
 from .facts import Facts, KnownFacts
 from .search import token
@@ -56,8 +56,8 @@ class Reader:
         page_token: str | None = None,
     ) -> PagedList[Run]:
         """One page of runs with latest metrics, params, tags and inputs; `token` of the list asks for the next."""
-        ids, following, facts = self._search_runs(
-            experiment_ids, filter_string, run_view_type, max_results, order_by, page_token, None
+        ids, following, facts = self.find_runs(
+            experiment_ids, filter_string, run_view_type, max_results, order_by, page_token
         )
         return PagedList(records.fetch_runs(self._store, ids, facts), following)
 
@@ -72,20 +72,21 @@ class Reader:
         patience: Patience | None = None,
     ) -> tuple[list[str], str | None]:
         """The ids of one page of runs, in order, and the next page's token."""
-        return self._search_runs(
+        return self.find_runs(
             experiment_ids, filter_string, run_view_type, max_results, order_by, page_token, patience
         )[:2]
 
-    def _search_runs(
+    def find_runs(
         self,
         experiment_ids: Sequence[str],
-        filter_string: str,
-        run_view_type: ViewType,
-        max_results: int,
-        order_by: Sequence[str] | None,
-        page_token: str | None,
-        patience: Patience | None,
+        filter_string: str = "",
+        run_view_type: ViewType = ViewType.ACTIVE_ONLY,
+        max_results: int = 1000,
+        order_by: Sequence[str] | None = None,
+        page_token: str | None = None,
+        patience: Patience | None = None,
     ) -> tuple[list[str], str | None, Facts]:
+        """`search_run_ids`, and the facts that the search rests on, for reading what is known of these runs."""
         experiments = _strings(experiment_ids, "experiment_ids")
         limit = _max_results(max_results)
         view = _view(run_view_type)
@@ -276,6 +277,24 @@ class Reader:
             "output_format_json_quote_denormals": "1",
         }
         return self._store.raw(sql, "JSONEachRow", parameters, settings)
+
+    def raw(
+        self,
+        sql: str,
+        output_format: str,
+        parameters: Mapping[str, Parameter] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """The result of one SELECT of ours as the store wrote it; does not wait."""
+        return self._store.raw(sql, output_format, parameters, settings)
+
+    def facts(self, wait: Sequence[Stream] = STREAMS) -> Facts:
+        """Rare facts about everything, once everything logged before the call in the streams `wait` is visible."""
+        return self._facts.at(self._visibility.wait(wait))
+
+    def records(self, run_ids: Sequence[str], facts: Facts, *, metrics: bool = True) -> list[run_records.RunRecord]:
+        """Everything known of the runs of `run_ids` (few, each once) that exist, in that order; does not wait."""
+        return run_records.fetch_records(self._store, run_ids, facts, metrics=metrics)
 
     def close(self) -> None:
         """Release connections; a later read opens new ones."""

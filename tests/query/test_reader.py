@@ -397,3 +397,35 @@ def test_buckets_of_one_long_series(reader: Reader, logged: Logged) -> None:
         assert (bucket.min, bucket.max, bucket.mean) == (first, last, (first + last) / 2)
         assert bucket.first_timestamp is bucket.last_timestamp is None
         assert (with_times.first_timestamp, with_times.last_timestamp) == (1_000 + first, 1_000 + last)
+
+
+@pytest.mark.parametrize("extra", ["", "".join(map(chr, range(32)))])
+def test_large_lists_reach_the_store_as_they_are(reader: Reader, extra: str) -> None:
+    """A list too large for the URL arrives whole, whatever its elements hold, and costs no more than its size."""
+    values = ["", "a,b", "') --", "\\", "{c:String}", "äöü", *(f"{number:064x}" for number in range(500)), extra]
+    assert reader.rows("SELECT {c:Array(String)}", {"c": values}) == [(values,)]
+    assert reader.rows("SELECT {c:Array(String)}", {"c": ["x" * 20_000]}) == [(["x" * 20_000],)]
+
+
+def test_many_runs_are_the_same_runs(reader: Reader, logged: Logged, experiment: str) -> None:
+    """Runs read by the hundred, in a way of their own, equal those read one by one; deleted and purged ones too."""
+    many = logged.experiment("many")
+    ids = [f"many{number:04}" for number in range(130)]
+    for number, run_id in enumerate(ids):
+        logged.run(run_id, many, params={"n": str(number)}, tags={"t": "x"}, metrics={"loss": float(number)})
+        if number % 3 == 0:
+            logged.points(run_id, "loss", [(5, 1_000, math.nan if number % 2 else 7.5), (4, 9_000, 1.0)])
+            logged.event("run_tags", run_id, run_id=run_id, keys=[], values=[], deleted_keys=["t"])
+            logged.event("params", run_id, run_id=run_id, keys=["n"], values=["later"])
+        if number % 4 == 0:
+            logged.event("run_updated", run_id, run_id=run_id, status="FINISHED", ended_at=5, name="renamed")
+        if number % 5 == 0:
+            logged.event("run_updated", run_id, run_id=run_id, lifecycle_stage="deleted")
+    logged.event("purged", ids[7], kind="run", id=ids[7])
+    logged.send()
+    wanted = [*reversed(ids), "full", "nowhere"]
+    together = reader.get_runs(wanted)
+    assert [run.info.run_id for run in together] == [each for each in wanted[:-1] if each != ids[7]]
+    alone = [reader.get_run(run.info.run_id) for run in together]
+    assert repr(together) == repr(alone)  # NaN equals itself here
+    assert any(run.info.lifecycle_stage == "deleted" for run in together)

@@ -85,6 +85,15 @@ def test_large_values_cannot_become_sql() -> None:
         bind("SELECT {a:String}", {"a": "x" * 300_000})
 
 
+def test_large_lists_are_constants() -> None:
+    """A list in the text holds no function over its elements, which the store would run again for all it reads."""
+    ids = [f"{number:032x}" for number in range(1_000)]
+    sql, bound = bind("SELECT 1 WHERE 'x' IN {ids:Array(String)}", {"ids": ids})
+    assert bound == {}
+    assert "->" not in sql
+    assert sql.count("(") == 2
+
+
 @pytest.mark.parametrize(
     "limits",
     [Limits(max_rows=0), Limits(max_seconds=-1.0), Limits(max_memory_bytes=True), Limits(max_rows="5")],  # type: ignore[arg-type]

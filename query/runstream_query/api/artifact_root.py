@@ -64,12 +64,13 @@ class ArtifactRoot:
     served: bool = True
 
     def _relative(self, uri: str) -> str | None:
-        for prefix in self._prefixes():
+        for prefix in self.prefixes():
             if uri.startswith(prefix + "/"):
                 return uri[len(prefix) + 1 :]
         return None
 
-    def _prefixes(self) -> tuple[str, ...]:
+    def prefixes(self) -> tuple[str, ...]:
+        """How an address below the root may begin, without the slash behind."""
         bare = self.url.removeprefix("file://")
         return (bare, f"file://{bare}") if bare.startswith("/") else (self.url,)
 

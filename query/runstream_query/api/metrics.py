@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar, Final
 
 from starlette.requests import Request
@@ -17,6 +18,7 @@ from .model_events import metric_events
 from .routing import Endpoint
 from .runs import apply_tags, commit, new_params, param_events
 from .search_text import page_offset, page_token
+from .state import Reading
 from .validation import (
     MAX_DOUBLE,
     check_batch,
@@ -190,32 +192,48 @@ def _array(rows: bytes) -> bytes:
     return rows.replace(b'"value":"nan"', b'"value":"NaN"')
 
 
-def _metrics_answer(rows: bytes, token: str | None = None) -> Response:
+def _metrics_answer(rows: bytes) -> Response:
     array = _array(rows).strip()
     if array[1:-1].strip() == b"":
         return JsonResponse({})
-    tail = b"" if token is None else b',"next_page_token":"' + token.encode() + b'"'
-    return Response(b'{"metrics":' + array + tail + b"}", media_type="application/json")
+    return Response(b'{"metrics":' + array + b"}", media_type="application/json")
+
+
+_HISTORY: Final = f"""
+SELECT concat('{{"key":', {{name:String}}, ',"value":', multiIf(isNaN(value), '"NaN"', value = inf, '{MAX_DOUBLE!r}',
+    value = -inf, '-{MAX_DOUBLE!r}', toString(value)), ',"timestamp":', toString(toUnixTimestamp64Milli(timestamp)),
+    ',"step":', toString(step), '}},')
+FROM points PREWHERE run_id = {{run_id:String}} AND key = {{key:String}}"""
+_HISTORY_ORDER: Final = """
+ORDER BY timestamp, step, value LIMIT 1 BY step, timestamp, writer, seq
+LIMIT {limit:UInt64} OFFSET {offset:UInt64}"""
+"""Each point once, as FINAL gives it, at two thirds of the cost."""
+
+
+def _history_answer(reading: Reading, run_id: str, key: str, offset: int, limit: int | None) -> bytes:
+    """One page as JSON, written by the store line by line: 100,000 points never become Python objects."""
+    facts = reading.facts()
+    sql = _HISTORY + (" WHERE run_id NOT IN (SELECT run_id FROM purged_runs)" if facts.any_purged else "")
+    parameters: dict[str, Any] = {"run_id": run_id, "key": key, "name": json.dumps(key), "offset": offset}
+    parameters["limit"] = MAX_HISTORY_RESULTS if limit is None else limit + 1
+    lines = reading.raw(sql + _HISTORY_ORDER, "TSVRaw", parameters, {})
+    if not lines:
+        return b"{}"
+    token = b""
+    if limit is not None and lines.count(b"\n") > limit:
+        lines = lines[: lines.rindex(b"\n", 0, -1) + 1]
+        token = b',"next_page_token":"%b"' % page_token(offset + limit).encode()
+    return b"".join((b'{"metrics":[', memoryview(lines)[:-2], b"]", token, b"}"))
 
 
 async def _history(backend: Backend, request: Request) -> Response:
     message = await read(GetMetricHistory, request)
-    parameters: dict[str, Any] = {"run_id": message.run_id or "", "key": message.metric_key or ""}
     offset = page_offset(message.page_token)
     limit = message.max_results
     if limit is not None and limit <= 0:
         raise invalid(f"Invalid value {limit} for parameter 'max_results' supplied. It must be a positive integer.")
-    where = "FROM metrics AS m WHERE m.run_id = {run_id:String} AND m.key = {key:String}"
-    token = None
-    parameters |= {"offset": offset, "limit": MAX_HISTORY_RESULTS if limit is None else limit}
-    if limit is not None:
-        counted = await backend.rows(f"SELECT count() {where}", parameters)
-        if int(counted[0][0]) > offset + limit:
-            token = page_token(offset + limit)
-    sql = f"""SELECT m.key AS key, {_POINT} {where}
-        ORDER BY m.timestamp, m.step, m.value LIMIT {{limit:UInt64}} OFFSET {{offset:UInt64}}"""
-    rows = await backend.read(backend.reading.json_rows, sql, parameters)
-    return _metrics_answer(rows, token)
+    about = message.run_id or "", message.metric_key or "", offset, limit
+    return Response(await backend.read(_history_answer, backend.reading, *about), media_type="application/json")
 
 
 async def _bulk(backend: Backend, request: Request) -> Response:

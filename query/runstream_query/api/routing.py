@@ -13,7 +13,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .backend import Backend
 from .errors import ApiError
@@ -119,6 +119,26 @@ class EndpointTable(BaseRoute):
         except Exception as exc:
             response = self._answer(exc)
         await response(scope, receive, send)
+
+    def in_front_of(self, app: ASGIApp, root_path: str) -> ASGIApp:
+        """`app`, with the operations taken before it: its layers cost a fifth of a log-metric and add nothing here.
+
+        Args:
+            root_path: the path prefix behind a proxy, which `app` would note in the scope.
+        """
+
+        async def front(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                if root_path:
+                    scope["root_path"] = root_path
+                match, found = self.matches(scope)
+                if match is Match.FULL:
+                    scope.update(found)
+                    await self.handle(scope, receive, send)
+                    return
+            await app(scope, receive, send)
+
+        return front
 
     def url_path_for(self, name: str, /, **path_params: object) -> None:  # type: ignore[override]
         """No operation has a name to build URLs from."""

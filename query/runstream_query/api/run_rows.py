@@ -2,110 +2,72 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from pydantic_core import to_json
+
+from runstream.entities import DatasetInput
+from runstream_query.facts import Facts
+from runstream_query.run_records import MAX_RECORDS, RunRecord
 from runstream_schemas.names import CONTROL, STREAMS, Stream
 
 from .artifact_root import ArtifactRoot
-from .state import ExperimentState, Reading, Row, RunState
+from .run_json import run_json
+from .state import ExperimentState, Reading, RunState
 
-_RUN_COLUMNS: Final = """run_id, experiment_id, name, user, status, toUnixTimestamp64Milli(started_at),
-    if(ended_at IS NULL, -1, toUnixTimestamp64Milli(assumeNotNull(ended_at))), artifact_uri, lifecycle_stage"""
 _CONTEXT_TAG: Final = "mlflow.data.context"
 
 
-def _run_states(
-    reading: Reading, artifacts: ArtifactRoot, ids: Sequence[str], wait: Sequence[Stream]
-) -> list[RunState]:
-    rows = reading.rows(
-        f"SELECT {_RUN_COLUMNS} FROM runs WHERE run_id IN {{ids:Array(String)}}", {"ids": list(ids)}, wait
+def _state(artifacts: ArtifactRoot, record: RunRecord) -> RunState:
+    info = record.info
+    return RunState(
+        run_id=info.run_id,
+        experiment_id=info.experiment_id,
+        name=info.run_name,
+        user=info.user_id,
+        status=info.status,
+        start_time=info.start_time,
+        end_time=info.end_time,
+        artifact_uri=artifacts.present(info.artifact_uri),
+        lifecycle_stage=info.lifecycle_stage,
+        params=record.params,
+        tags=record.tags,
     )
-    return [
-        RunState(
-            run_id=run_id,
-            experiment_id=experiment_id,
-            name=name,
-            user=user,
-            status=status,
-            start_time=int(start),
-            end_time=int(end) if end >= 0 else None,
-            artifact_uri=artifacts.present(artifact_uri),
-            lifecycle_stage=stage,
-        )
-        for run_id, experiment_id, name, user, status, start, end, artifact_uri, stage in rows
-    ]
-
-
-_FACTS: Final = """
-    SELECT 'param' AS kind, run_id, key, value, toFloat64(0) AS number, toInt64(0) AS time, toInt64(0) AS step
-    FROM params WHERE run_id IN {ids:Array(String)}
-    UNION ALL SELECT 'tag', run_id, key, value, 0, 0, 0 FROM tags WHERE run_id IN {ids:Array(String)}"""
-_MORE_FACTS: Final = """
-    UNION ALL SELECT 'metric', run_id, key, '', value, toUnixTimestamp64Milli(timestamp), step
-    FROM latest_metrics WHERE run_id IN {ids:Array(String)}
-    UNION ALL SELECT 'input', run_id, name, toJSONString([digest, source_type, source, schema, profile, context,
-        toJSONString(tags)]), 0, toUnixTimestamp64Milli(logged_at), 0
-    FROM inputs WHERE run_id IN {ids:Array(String)}
-    UNION ALL SELECT direction, run_id, model_id, 'model', 0, toUnixTimestamp64Milli(logged_at), step
-    FROM run_models WHERE run_id IN {ids:Array(String)}"""
-
-
-def _fill(reading: Reading, states: Sequence[RunState], *, everything: bool) -> dict[str, list[Row]]:
-    """Read params and tags into `states`; and, with `everything`, the other facts, by run. One query for all."""
-    by_id = {state.run_id: state for state in states}
-    sql = f"SELECT * FROM ({_FACTS}{_MORE_FACTS if everything else ''}) ORDER BY run_id, kind, time, key"
-    others: dict[str, list[Row]] = {}
-    for row in reading.rows(sql, {"ids": list(by_id)}, ()):
-        kind, run_id, key, value = row[:4]
-        if kind == "param":
-            by_id[run_id].params[key] = value
-        elif kind == "tag":
-            by_id[run_id].tags[key] = value
-        else:
-            others.setdefault(run_id, []).append(row)
-    return others
 
 
 def run_state(reading: Reading, artifacts: ArtifactRoot, run_id: str) -> RunState | None:
     """Everything a write is validated against."""
-    states = _run_states(reading, artifacts, [run_id], (CONTROL,))
-    if not states:
-        return None
-    _fill(reading, states, everything=False)
-    return states[0]
+    found = reading.records([run_id], reading.facts((CONTROL,)), metrics=False)
+    return _state(artifacts, found[0]) if found else None
 
 
-def _input(name: str, packed: str) -> dict[str, Any]:
-    digest, source_type, source, schema, profile, context, tags = json.loads(packed)
-    dataset = {"name": name, "digest": digest, "source_type": source_type, "source": source}
-    if schema:
-        dataset["schema"] = schema
-    if profile:
-        dataset["profile"] = profile
-    all_tags = {**json.loads(tags), **({_CONTEXT_TAG: context} if context else {})}
+def _input(use: DatasetInput) -> dict[str, Any]:
+    about = use.dataset
+    dataset = {"name": about.name, "digest": about.digest, "source_type": about.source_type, "source": about.source}
+    if about.schema:
+        dataset["schema"] = about.schema
+    if about.profile:
+        dataset["profile"] = about.profile
     entry: dict[str, Any] = {"dataset": dataset}
-    if all_tags:
-        entry["tags"] = [{"key": key, "value": value} for key, value in all_tags.items()]
+    if use.tags:
+        entry["tags"] = [
+            {"key": key, "value": value} for key, value in sorted((tag.key, tag.value) for tag in use.tags)
+        ]
     return entry
 
 
-def _message(state: RunState, facts: Sequence[Row]) -> dict[str, Any]:
-    metrics: list[dict[str, Any]] = []
-    inputs: list[dict[str, Any]] = []
+def _message(artifacts: ArtifactRoot, record: RunRecord) -> dict[str, Any]:
+    metrics = [
+        {"key": key, "value": finite(point.value), "timestamp": point.timestamp, "step": point.step}
+        for key, point in record.metrics.items()
+    ]
     models: dict[str, list[dict[str, Any]]] = {}
-    for kind, _, key, value, number, time, step in facts:
-        if kind == "metric":
-            metrics.append({"key": key, "value": finite(number), "timestamp": int(time), "step": int(step)})
-        elif value == "model":
-            models.setdefault(kind, []).append(
-                {"model_id": key, "step": int(step)} if kind == "output" else {"model_id": key}
-            )
-        else:
-            inputs.append(_input(key, value))
-    return run_message(state, metrics, inputs, models)
+    for direction, model_id, step in record.models:
+        entry = {"model_id": model_id, "step": step} if direction == "output" else {"model_id": model_id}
+        models.setdefault(direction, []).append(entry)
+    return run_message(_state(artifacts, record), metrics, [_input(use) for use in record.inputs], models)
 
 
 def run_message(
@@ -132,17 +94,18 @@ def run_message(
     return {**run, "outputs": made} if made else run
 
 
-def run_messages(
-    reading: Reading, artifacts: ArtifactRoot, ids: Sequence[str], wait: Sequence[Stream] = STREAMS
-) -> list[dict[str, Any]]:
-    """The runs of `ids` that exist, in that order, with latest metrics, params, tags and inputs."""
-    if not ids:
-        return []
-    by_id = {state.run_id: state for state in _run_states(reading, artifacts, ids, wait)}
-    if not by_id:
-        return []
-    facts = _fill(reading, list(by_id.values()), everything=True)
-    return [_message(by_id[run_id], facts.get(run_id, ())) for run_id in ids if run_id in by_id]
+def one_run(reading: Reading, artifacts: ArtifactRoot, run_id: str) -> dict[str, Any] | None:
+    """A run with latest metrics, params, tags, inputs and models."""
+    found = reading.records([run_id], reading.facts(STREAMS))
+    return _message(artifacts, found[0]) if found else None
+
+
+def run_page(reading: Reading, artifacts: ArtifactRoot, ids: Sequence[str], facts: Facts) -> list[bytes]:
+    """The same of the runs of `ids` that exist, in that order, as JSON."""
+    if len(ids) > MAX_RECORDS:
+        return run_json(reading, artifacts, ids, facts)
+    found = [_message(artifacts, record) for record in reading.records(ids, facts)] if ids else []
+    return [to_json(message, inf_nan_mode="strings") for message in found]
 
 
 def experiment_states(

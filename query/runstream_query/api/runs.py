@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,7 +18,7 @@ from runstream_schemas.limits import MAX_BODY_BYTES, MAX_TIME_MS
 from .backend import Backend
 from .errors import invalid, missing_resource
 from .routing import Endpoint
-from .run_rows import run_message, run_messages
+from .run_rows import one_run, run_message, run_page
 from .search_text import RUN_STATUSES, enum_name, view_type_of
 from .state import RunState
 from .validation import (
@@ -211,10 +212,10 @@ async def _create(backend: Backend, request: Request) -> Response:
 
 async def _get(backend: Backend, request: Request) -> Response:
     run_id = (await read(GetRun, request)).run_id or ""
-    found = await backend.read(run_messages, backend.reading, backend.artifacts, [run_id])
-    if not found:
+    found = await backend.read(one_run, backend.reading, backend.artifacts, run_id)
+    if found is None:
         raise missing_resource(f"Run with id={run_id} not found")
-    return JsonResponse({"run": found[0]})
+    return JsonResponse({"run": found})
 
 
 async def _update(backend: Backend, request: Request) -> Response:
@@ -284,8 +285,9 @@ async def _search(backend: Backend, request: Request) -> Response:
     if max_results > MAX_SEARCH_RESULTS:
         raise invalid(invalid_value("max_results", max_results, f"It must be at most {MAX_SEARCH_RESULTS}"))
     check_max_results(max_results)
-    ids, token = await backend.read(
-        backend.reading.search_runs,
+    runs, token = await backend.read(
+        _page,
+        backend,
         [check_experiment_id(identity) for identity in message.experiment_ids or ()],
         message.filter or "",
         view_type_of(message.run_view_type, "run_view_type"),
@@ -293,12 +295,15 @@ async def _search(backend: Backend, request: Request) -> Response:
         message.order_by or (),
         message.page_token or None,
     )
-    answer: dict[str, Any] = {}
-    if ids:
-        answer["runs"] = await backend.read(run_messages, backend.reading, backend.artifacts, ids, ())
+    parts = [b'"runs":[%b]' % b",".join(runs)] if runs else []
     if token:
-        answer["next_page_token"] = token
-    return JsonResponse(answer)
+        parts.append(b'"next_page_token":%b' % to_json(token))
+    return Response(b"{%b}" % b",".join(parts), media_type="application/json")
+
+
+def _page(backend: Backend, *search: Any) -> tuple[list[bytes], str | None]:
+    ids, token, facts = backend.reading.search_runs(*search)
+    return run_page(backend.reading, backend.artifacts, ids, facts), token
 
 
 def new_params(state: RunState, params: Sequence[tuple[str, str]], *, single: bool = False) -> list[tuple[str, str]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from runstream.transport import Event
+from runstream_query.facts import Facts
+from runstream_query.run_records import RunRecord
 from runstream_schemas.names import STREAMS, Stream
 
 Row = Sequence[Any]
@@ -24,6 +26,18 @@ class Reading(Protocol):
         """The rows of one SELECT as a JSON array of objects, written by the store; NaN is the string "nan"."""
         ...
 
+    def raw(self, sql: str, output_format: str, parameters: Mapping[str, Any], settings: Mapping[str, str]) -> bytes:
+        """The result of one SELECT over the private tables as the store wrote it. Does not wait."""
+        ...
+
+    def facts(self, wait: Sequence[Stream] = STREAMS) -> Facts:
+        """Rare facts about everything, as they are once the log's end is visible."""
+        ...
+
+    def records(self, ids: Sequence[str], facts: Facts, *, metrics: bool = True) -> list[RunRecord]:
+        """The runs of `ids` (at most `MAX_RECORDS`, each once) that exist, in that order. Does not wait."""
+        ...
+
     def search_runs(
         self,
         experiment_ids: Sequence[str],
@@ -32,8 +46,8 @@ class Reading(Protocol):
         max_results: int,
         order_by: Sequence[str],
         page_token: str | None,
-    ) -> tuple[list[str], str | None]:
-        """The ids of one page of runs, in order, and the next page's token."""
+    ) -> tuple[list[str], str | None, Facts]:
+        """The ids of one page of runs, in order, the next page's token, and the facts they were found with."""
         ...
 
     def search_experiments(

@@ -222,7 +222,8 @@ def create_app(settings: ServerSettings) -> ASGIApp:
     app.router.routes.extend(Login(server).routes())
     app.router.routes.extend(SqlProxy(server.sql_locator, server.wait).routes())
     describe(app, ENDPOINTS)
-    return Gateway(app, settings, server.authenticator, server.telemetry, server.access_log, server.audit)
+    front = table.in_front_of(app, settings.root_path)
+    return Gateway(front, settings, server.authenticator, server.telemetry, server.access_log, server.audit)
 
 
 __all__ = ["ENDPOINTS", "OPERATIONS", "Server", "create_app"]

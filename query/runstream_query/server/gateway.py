@@ -92,6 +92,7 @@ class Gateway:
         self._telemetry = telemetry
         self._access_log = access_log
         self._in_work = 0
+        telemetry.in_work.set_function(lambda: self._in_work)
         self._ids = itertools.count()
         self._id_prefix = secrets.token_hex(4)
         self._any_host = "*" in settings.allowed_hosts
@@ -206,7 +207,6 @@ class _Exchange:
         path = gateway.local_path(scope["path"])
         upload = scope["method"] == "PUT" and _UPLOAD.match(path) is not None
         gateway._in_work += 1
-        gateway._telemetry.in_work.set(gateway._in_work)
         try:
             problem = await self._admit(path, upload)
             if problem is not None:
@@ -223,7 +223,6 @@ class _Exchange:
             await self._refuse(ApiError("TEMPORARILY_UNAVAILABLE", "The request took too long.", retry_after_seconds=5))
         finally:
             gateway._in_work -= 1
-            gateway._telemetry.in_work.set(gateway._in_work)
             if not upload:
                 gateway._buffered_bytes -= self._received
 

@@ -8,8 +8,10 @@ from typing import Any, Final
 from runstream.config import Settings
 from runstream.entities import ViewType
 from runstream_query.api.state import Row
+from runstream_query.facts import Facts
 from runstream_query.opening import open_reader
 from runstream_query.reader import Reader
+from runstream_query.run_records import RunRecord
 from runstream_query.visibility import Patience
 from runstream_schemas.names import STREAMS, Stream
 
@@ -31,6 +33,18 @@ class StoreReading:
         """See `Reading`."""
         return self._reader.json_rows(sql, parameters, wait)
 
+    def raw(self, sql: str, output_format: str, parameters: Mapping[str, Any], settings: Mapping[str, str]) -> bytes:
+        """See `Reading`."""
+        return self._reader.raw(sql, output_format, parameters, settings)
+
+    def facts(self, wait: Sequence[Stream] = STREAMS) -> Facts:
+        """See `Reading`."""
+        return self._reader.facts(wait)
+
+    def records(self, ids: Sequence[str], facts: Facts, *, metrics: bool = True) -> list[RunRecord]:
+        """See `Reading`."""
+        return self._reader.records(ids, facts, metrics=metrics)
+
     def search_runs(
         self,
         experiment_ids: Sequence[str],
@@ -39,9 +53,9 @@ class StoreReading:
         max_results: int,
         order_by: Sequence[str],
         page_token: str | None,
-    ) -> tuple[list[str], str | None]:
+    ) -> tuple[list[str], str | None, Facts]:
         """See `Reading`."""
-        return self._reader.search_run_ids(
+        return self._reader.find_runs(
             experiment_ids, filter_string, ViewType(view_type), max_results, list(order_by), page_token
         )
 
