@@ -1,266 +1,285 @@
-"""`runstream server` beside MLflow's own server (SQLite) and beside an empty route of the same framework.
+"""`runstream server` beside MLflow's own server with SQLite and with PostgreSQL, and beside an empty route of FastAPI.
 
-    python bench/server.py [--seconds 4] [--connections 1 8 32] [--points 100000] [--runs 2000]
+    python bench/server.py [--seconds 3] [--repeats 3] [--runs 10000] [--points 100000] [--no-mlflow] [--no-postgres]
 
-Needs the package mlflow. One light load generator (raw sockets, prepared requests) drives all of them on this machine,
-one after the other in one run. Prints requests a second, and the time of a history and of a search.
+Needs the packages mlflow and psutil (extra `dev`) and Debian's wrk and postgresql. All servers run at once with the
+same data and are measured in turn, `--repeats` times; printed are medians and, behind them, how many times runstream's
+speed is MLflow's. The targets: log-metric 20x MLflow's rate and 0.5x the empty route's, log-batch and search 10x,
+history 20x.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
-import signal
-import socket
+import random
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlencode
 
 HERE = Path(__file__).parent
-EMPTY = """
-import uvicorn
-from fastapi import FastAPI
-app = FastAPI()
-@app.post("/empty")
-async def empty() -> dict[str, str]:
-    return {}
-uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning", access_log=False)
-"""
+sys.path[:0] = [str(HERE)]
+
+from server_load import STAMP, Caller, rate  # noqa: E402
+from server_peer import EMPTY, Mlflow, Peer, Postgres, Runstream, free_port, pss_mb  # noqa: E402
+
+API = "/api/2.0/mlflow"
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@dataclass(frozen=True)
+class RunData:
+    """One run of the table that is searched."""
+
+    run_id: str
+    name: str
+    start: int
+    metrics: dict[str, float]
+    params: dict[str, str]
+    tags: dict[str, str]
 
 
-def call(base: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """One request with urllib; its JSON answer."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(base + path, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.loads(answer.read() or b"{}")
+def runs_of(count: int, experiment: int) -> Iterator[RunData]:
+    """The same runs for every server: 10 metrics, 10 params and 4 tags each."""
+    chance = random.Random(1)
+    for number in range(count):
+        run_id = f"{zlib.crc32(str(experiment).encode()):08x}{chance.getrandbits(96):024x}"
+        metrics = {f"metric{index}": chance.random() for index in range(9)} | {"loss": chance.random()}
+        params = {f"param{index}": f"{chance.random():.6f}" for index in range(9)} | {"lr": str(number % 10)}
+        tags = {f"tag{index}": f"value {chance.randrange(100)}" for index in range(3)}
+        name = f"run {number}"
+        yield RunData(run_id, name, 1_700_000_000_000 + number, metrics, params, tags | {"mlflow.runName": name})
 
 
-def wait_for(base: str, path: str, process: subprocess.Popen[bytes], seconds: float = 90.0) -> None:
-    """Return once `path` answers."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with urllib.request.urlopen(base + path, timeout=5):
-                return
-        except urllib.error.HTTPError as exc:
-            if exc.code < 500:
-                return
-        except OSError:
-            pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{base}{path} does not answer")
-        time.sleep(0.1)
+def history_of(points: int) -> Iterator[tuple[int, int, float]]:
+    """Step, time and value of each point of the long history."""
+    chance = random.Random(2)
+    for step in range(points):
+        yield step, 1_700_000_000_000 + step, 1 / (1 + step / 1000) + chance.random() / 10
 
 
-def http(path: str, body: bytes) -> bytes:
-    """A prepared keep-alive POST."""
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+def fill_runstream(peer: Runstream, runs: int, points: int) -> None:
+    """Append the runs and the history to the directory log, as clients on this machine would."""
+    from query import Writer  # bench/query.py
+
+    writer = Writer(peer.root)
+    for each in runs_of(runs, int(peer.experiment)):
+        run = each.run_id
+        writer.start(run, peer.experiment, each.name, each.start)
+        writer.add("run_updated", run, run_id=run, status="FINISHED", ended_at=each.start + 1000)
+        writer.add("params", run, run_id=run, keys=list(each.params), values=list(each.params.values()))
+        writer.add("run_tags", run, run_id=run, keys=list(each.tags), values=list(each.tags.values()), deleted_keys=[])
+        count = len(each.metrics)
+        values = list(each.metrics.values())
+        writer.metrics(run, list(each.metrics), [0], [each.start], list(range(count)), [0] * count, values)
+    history = list(history_of(points))
+    for first in range(0, points, 20_000):
+        part = history[first : first + 20_000]
+        index = list(range(len(part)))
+        steps, times, values = ([item[place] for item in part] for place in range(3))
+        writer.metrics(peer.long_run, ["long"], steps, times, [0] * len(part), index, values)
+    writer.close()
 
 
-async def _connection(port: int, make: Callable[[int], bytes], first: int, stop_at: float) -> int:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    count = 0
-    try:
-        while time.perf_counter() < stop_at:
-            writer.write(make(first + count))
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(head.decode("latin-1") + (await reader.read(500)).decode("latin-1"))
-            lower = head.lower()
-            at = lower.find(b"content-length:")
-            await reader.readexactly(int(lower[at + 15 : lower.index(b"\r\n", at)]))
-            count += 1
-    finally:
-        writer.close()
-    return count
+def prepare(peer: Peer, runs: int, points: int) -> None:
+    """Give a server its data, and see that it answers with it."""
+    caller = Caller(peer.port)
+    made = caller.json(f"{API}/experiments/create", {"name": f"bench {time.time_ns()}"})
+    peer.experiment = str(made["experiment_id"])
+    body = {"experiment_id": peer.experiment, "start_time": 1}
+    peer.long_run = caller.json(f"{API}/runs/create", body)["run"]["info"]["run_id"]
+    if isinstance(peer, Runstream):
+        fill_runstream(peer, runs, points)
+    elif isinstance(peer, Mlflow):
+        peer.fill(runs, points)
+    assert len(caller.json(history_path(peer))["metrics"]) == points
+    whole = caller.json(f"{API}/runs/search", search_body(peer, 50_000, "metrics.loss >= 0"))["runs"]
+    assert len(whole) == runs
+    assert all(len(run["data"]["metrics"]) == 10 == len(run["data"]["params"]) for run in whole)
+    caller.close()
 
 
-def rate(port: int, make: Callable[[int], bytes], connections: int, seconds: float) -> float:
-    """Requests a second over `connections` connections."""
-
-    async def drive() -> int:
-        stop_at = time.perf_counter() + seconds
-        first = time.time_ns() // 1000 % 10**9
-        return sum(
-            await asyncio.gather(*(_connection(port, make, first + 10**7 * i, stop_at) for i in range(connections)))
-        )
-
-    began = time.perf_counter()
-    done = asyncio.run(drive())
-    return done / (time.perf_counter() - began)
+def history_path(peer: Peer) -> str:
+    """The whole long history in one answer."""
+    return f"{API}/metrics/get-history?" + urlencode({"run_id": peer.long_run, "metric_key": "long"})
 
 
-def resident_mb(pid: int) -> float:
-    """Resident memory of a process and its children, MB."""
-    import psutil
-
-    process = psutil.Process(pid)
-    return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)]) / 1e6
+def search_body(peer: Peer, page: int, where: str) -> dict[str, object]:
+    """A search of the table."""
+    order = ["metrics.loss DESC"]
+    return {"experiment_ids": [peer.experiment], "max_results": page, "filter": where, "order_by": order}
 
 
-class Target:
-    """A server under test with one run to log to."""
-
-    def __init__(self, name: str, command: list[str], port: int, ready: str, env: dict[str, str] | None = None) -> None:
-        self.name = name
-        self.port = port
-        self.base = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            command, env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-        wait_for(self.base, ready, self.process)
-        self.idle_mb = resident_mb(self.process.pid)
-
-    def run_id(self) -> str:
-        """A fresh run in the default experiment."""
-        made = call(self.base, "/api/2.0/mlflow/runs/create", {"experiment_id": "0", "start_time": 1})
-        return str(made["run"]["info"]["run_id"])
-
-    def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:  # MLflow's server keeps job runners
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+def log_metric_body(peer: Peer) -> bytes:
+    """One point; the time, and with it the step, is another one in each request."""
+    fields = {"run_id": peer.long_run, "key": "loss", "value": 0.5, "timestamp": int(STAMP), "step": int(STAMP)}
+    return json.dumps(fields).encode()
 
 
-def log_metric(run_id: str) -> Callable[[int], bytes]:
-    """Requests that each log one new point."""
-    path = "/api/2.0/mlflow/runs/log-metric"
-    form = b'{"run_id":"%s","key":"loss","value":0.5,"timestamp":%d,"step":%d}'
-    return lambda i: http(path, form % (run_id.encode(), 1_700_000_000_000 + i, i))
+def log_batch_body(peer: Peer, size: int = 1000) -> bytes:
+    """`size` points of `size` keys."""
+    metrics = [
+        {"key": f"key{number}", "value": 0.5 + number, "timestamp": int(STAMP), "step": int(STAMP)}
+        for number in range(size)
+    ]
+    return json.dumps({"run_id": peer.long_run, "metrics": metrics}).encode()
 
 
-def log_batch(run_id: str, size: int) -> Callable[[int], bytes]:
-    """Requests that each log `size` new points of ten keys."""
-    path = "/api/2.0/mlflow/runs/log-batch"
-
-    def make(i: int) -> bytes:
-        time_ms = 1_700_000_000_000 + i
-        metrics = [{"key": f"k{j % 10}", "value": 0.5, "timestamp": time_ms, "step": i * size + j} for j in range(size)]
-        return http(path, json.dumps({"run_id": run_id, "metrics": metrics}).encode())
-
-    return make
-
-
-def timed(work: Callable[[], Any], repeat: int = 3) -> float:
-    """The best of `repeat` times, seconds."""
-    best = float("inf")
-    for _ in range(repeat):
-        began = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - began)
-    return best
+def fluent_history(peer: Peer) -> float:
+    """Seconds of MlflowClient.get_metric_history in a process of its own, imports left out."""
+    script = (
+        "import sys, time, mlflow; client = mlflow.MlflowClient(sys.argv[1]); client.get_run(sys.argv[2])\n"
+        "began = time.perf_counter(); found = client.get_metric_history(sys.argv[2], 'long')\n"
+        "print(time.perf_counter() - began, len(found))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script, peer.base, peer.long_run]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0])
 
 
-def fill(target: Target, points: int, runs: int) -> tuple[str, str]:
-    """The ids of a run with one long history, and of an experiment with `runs` runs."""
-    run_id = target.run_id()
-    for start in range(0, points, 1000):
-        metrics = [
-            {"key": "long", "value": float(i), "timestamp": i, "step": i}
-            for i in range(start, min(start + 1000, points))
-        ]
-        call(target.base, "/api/2.0/mlflow/runs/log-batch", {"run_id": run_id, "metrics": metrics})
-    made = call(target.base, "/api/2.0/mlflow/experiments/create", {"name": f"bench {time.time_ns()}"})
-    experiment = str(made["experiment_id"])
-    for i in range(runs):
-        body = {"experiment_id": experiment, "start_time": i + 1}
-        run = call(target.base, "/api/2.0/mlflow/runs/create", body)["run"]["info"]["run_id"]
-        batch = {
-            "run_id": run,
-            "metrics": [{"key": "loss", "value": i / runs, "timestamp": 1, "step": 0}],
-            "params": [{"key": "lr", "value": str(i % 10)}],
-        }
-        call(target.base, "/api/2.0/mlflow/runs/log-batch", batch)
-    return run_id, experiment
+def measures(options: argparse.Namespace) -> list[tuple[str, str, Callable[[Peer], float]]]:
+    """Name, unit and how one server is measured; "/s" is better when larger, "s" when smaller."""
+    found: list[tuple[str, str, Callable[[Peer], float]]] = []
 
+    def one(name: str, unit: str, call: Callable[[Peer], float]) -> None:
+        found.append((name, unit, call))
 
-def measure(target: Target, options: argparse.Namespace) -> None:
-    """Print one target's figures."""
-    print(f"\n{target.name}: {target.idle_mb:.0f} MB at start")
-    empty = target.name == "empty route"
-    run_id = "" if empty else target.run_id()
-    make = (lambda i: http("/empty", b"{}")) if empty else log_metric(run_id)
     for connections in options.connections:
-        done = rate(target.port, make, connections, options.seconds)
-        print(f"  log-metric {connections:3d} connections {done:10.0f} /s")
-    if empty:
-        return
-    done = rate(target.port, log_batch(run_id, 100), 4, options.seconds)
-    print(f"  log-batch of 100, 4 connections {done:6.0f} /s")
-    long_run, experiment = fill(target, options.points, options.runs)
-    path = f"/api/2.0/mlflow/metrics/get-history?run_id={long_run}&metric_key=long"
-    assert len(call(target.base, path)["metrics"]) == options.points
-    seconds = timed(lambda: call(target.base, path))
-    print(f"  history of {options.points} points {seconds:8.3f} s")
-    search = {
-        "experiment_ids": [experiment],
-        "max_results": 100,
-        "filter": "metrics.loss < 0.5",
-        "order_by": ["metrics.loss DESC"],
-    }
-    assert len(call(target.base, "/api/2.0/mlflow/runs/search", search)["runs"]) == 100
-    seconds = timed(lambda: call(target.base, "/api/2.0/mlflow/runs/search", search))
-    print(f"  search of {options.runs} runs {seconds:8.3f} s")
-    print(f"  {resident_mb(target.process.pid):.0f} MB at the end")
+
+        def log_metric(peer: Peer, connections: int = connections) -> float:
+            if peer.name == "empty route":
+                return rate(peer.port, "/empty", b"{}", connections, options.seconds)
+            return rate(peer.port, f"{API}/runs/log-metric", log_metric_body(peer), connections, options.seconds)
+
+        one(f"log-metric, {connections} connections", "/s", log_metric)
+
+    def timed(path: Callable[[Peer], str], body: Callable[[Peer], object] = lambda _: None) -> Callable[[Peer], float]:
+        def call(peer: Peer) -> float:
+            caller = Caller(peer.port)
+            seconds = caller.seconds(path(peer), body(peer))
+            caller.close()
+            return seconds
+
+        return call
+
+    search = f"{API}/runs/search"
+    one(
+        "log-batch of 1,000, 4 connections",
+        "/s",
+        lambda peer: rate(peer.port, f"{API}/runs/log-batch", log_batch_body(peer), 4, options.seconds),
+    )
+    one(
+        "runs/get, 4 connections",
+        "/s",
+        lambda peer: rate(peer.port, f"{API}/runs/get?run_id={a_run(peer)}", b"", 4, options.seconds, "GET"),
+    )
+    one("one runs/get", "s", timed(lambda peer: f"{API}/runs/get?run_id={a_run(peer)}"))
+    one("history of all points", "s", timed(history_path))
+    one(
+        "history, one page of 25,000",
+        "s",
+        timed(lambda peer: history_path(peer) + "&max_results=25000"),
+    )
+    one("MlflowClient.get_metric_history", "s", fluent_history)
+    one("search, page of 100", "s", timed(lambda _: search, lambda peer: search_body(peer, 100, "metrics.loss < 0.5")))
+    one(
+        "search, page of 1,000",
+        "s",
+        timed(lambda _: search, lambda peer: search_body(peer, 1000, "metrics.loss < 0.5")),
+    )
+    one(
+        "search, all runs in one page",
+        "s",
+        timed(lambda _: search, lambda peer: search_body(peer, 50_000, "metrics.loss >= 0")),
+    )
+    return found
+
+
+def a_run(peer: Peer) -> str:
+    """One run of the table."""
+    return next(runs_of(1, int(peer.experiment))).run_id
+
+
+def settle(peer: Peer) -> None:
+    """Return once everything logged is stored, so that the next server has the machine to itself."""
+    if isinstance(peer, Runstream):
+        Caller(peer.port).bytes(history_path(peer) + "&max_results=1")
+
+
+def report(results: dict[str, dict[str, list[float]]], units: dict[str, str], names: list[str]) -> None:
+    """One line a measure: medians, and runstream's advantage."""
+    print(f"\n{'':36}" + "".join(f"{name:>24}" for name in names))
+    for measure, by_peer in results.items():
+        line = f"{measure:36}"
+        ours = statistics.median(by_peer["runstream"])
+        for name in names:
+            if name not in by_peer:
+                line += f"{'':>24}"
+                continue
+            value = statistics.median(by_peer[name])
+            text = f"{value:,.0f} /s" if units[measure] == "/s" else f"{value * 1000:,.1f} ms"
+            factor = ours / value if units[measure] == "/s" else value / ours
+            line += f"{text + ('' if name == 'runstream' else f' ({factor:.2f}x)'):>24}"
+        print(line, flush=True)
 
 
 def main() -> None:
     """Run all of it and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of load for one rate")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--points", type=int, default=100_000)
-    parser.add_argument("--runs", type=int, default=2_000)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--only", default="", help="measures whose name contains this")
     parser.add_argument("--no-mlflow", action="store_true", help="leave MLflow's own server out")
+    parser.add_argument("--no-postgres", action="store_true", help="leave MLflow's server with PostgreSQL out")
     options = parser.parse_args()
-    python = sys.executable
-    with tempfile.TemporaryDirectory(prefix="runstream-bench-", ignore_cleanup_errors=True) as folder:
-        ports = [free_port() for _ in range(3)]
-        targets = [
-            Target("empty route", [python, "-c", EMPTY.replace("PORT", str(ports[0]))], ports[0], "/empty"),
-            Target(
-                "runstream",
-                [python, "-m", "runstream", "server", "--port", str(ports[1]), "--tracking-uri", f"{folder}/data"],
-                ports[1],
-                "/ready",
-            ),
-        ]
-        if not options.no_mlflow:
-            targets.append(
-                Target(
-                    "mlflow sqlite",
-                    [python, "-m", "mlflow", "server", "--port", str(ports[2]), "--workers", "2",
-                     "--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", f"{folder}/a"],
-                    ports[2],
-                    "/health",
-                )
-            )  # fmt: skip
+    peers: list[Peer] = []
+    postgres: Postgres | None = None
+    with tempfile.TemporaryDirectory(prefix="runstream-bench-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
         try:
-            for target in targets:
-                measure(target, options)
+            port = free_port()
+            peers.append(
+                Peer("empty route", [sys.executable, "-c", EMPTY.replace("PORT", str(port))], port, "/openapi.json")
+            )
+            peers.append(Runstream(folder))
+            if not options.no_mlflow:
+                peers.append(Mlflow("MLflow, SQLite", folder, f"sqlite:///{folder}/mlflow.db"))
+                if not options.no_postgres:
+                    postgres = Postgres(folder)
+                    peers.append(Mlflow("MLflow, PostgreSQL", folder, postgres.uri, postgres.packages))
+            time.sleep(3.0)  # everybody comes to rest
+            for peer in peers:
+                extra = [postgres.process.pid] if postgres is not None and "PostgreSQL" in peer.name else []
+                print(f"{peer.name}: {pss_mb([*peer.processes(), *extra]):.0f} MB at rest (PSS)", flush=True)
+            for peer in peers[1:]:
+                prepare(peer, options.runs, options.points)
+            chosen = [item for item in measures(options) if options.only in item[0]]
+            results: dict[str, dict[str, list[float]]] = {name: {} for name, _, _ in chosen}
+            for _ in range(options.repeats):
+                for measure, _, call in chosen:
+                    for peer in peers:
+                        if peer.name == "empty route" and not measure.startswith("log-metric"):
+                            continue
+                        results[measure].setdefault(peer.name, []).append(call(peer))
+                        settle(peer)
+            report(results, {measure: unit for measure, unit, _ in chosen}, [peer.name for peer in peers])
+            print(
+                f"\nload average {os.getloadavg()[0]:.1f}; runstream at the end: {pss_mb(peers[1].processes()):.0f} MB"
+            )
         finally:
-            for target in targets:
-                target.stop()
+            for peer in peers:
+                peer.stop()
+            if postgres is not None:
+                postgres.stop()
 
 
 if __name__ == "__main__":
