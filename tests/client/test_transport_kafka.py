@@ -204,6 +204,65 @@ def test_logins(login: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
             wrong.close(1)
 
 
+def test_a_clients_certificate_lets_it_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Mutual TLS with an encrypted key; without a certificate, or with one of a stranger, nothing gets through."""
+    authority = kafka_security.TestAuthority(tmp_path / "tls")
+    stranger = kafka_security.mutual_tls(kafka_security.TestAuthority(tmp_path / "stranger")).environment
+    security = kafka_security.mutual_tls(authority)
+    with local_cluster(security=security) as cluster, caplog.at_level(logging.DEBUG):
+        address = KafkaAddress.parse(f"kafka://{cluster.bootstrap}/p")
+        known = KafkaSecurity.from_environment(security.environment)
+        ensure_topics(address, known, TopicSettings(metrics_partitions=1, control_partitions=1))
+        transport = open_kafka(str(address), security.environment)
+        send(transport, events(3), 20)
+        assert transport.end_positions(10)[METRICS, 0] == 3
+        said = repr(transport) + repr(known) + repr(known.options()) + caplog.text
+        assert security.environment["RUNSTREAM_KAFKA_SSL_PASSWORD"] not in said
+        transport.close(1)
+        without = {name: value for name, value in security.environment.items() if "CERT" not in name}
+        without = {name: value for name, value in without.items() if "KEY" not in name and "PASSWORD" not in name}
+        trusting = stranger | {"RUNSTREAM_KAFKA_SSL_CAFILE": str(authority.authority)}
+        for environment in (without, trusting, stranger):
+            refused = open_kafka(str(address), environment)
+            with pytest.raises(TransportError, match="refuse the login") as caught:
+                refused.send(events(1))
+            assert caught.value.retryable
+            refused.close(1)
+        assert open_kafka(str(address), security.environment).end_positions(10)[METRICS, 0] == 3
+
+
+def test_a_token_from_an_oauth_endpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The client credentials grant; the broker checks the signature. Kept while it lives, fetched again afterwards."""
+    endpoint = kafka_security.TokenEndpoint(tmp_path, lifetime_seconds=62)
+    security = kafka_security.oauth_by_url(endpoint)
+    try:
+        with local_cluster(security=security) as cluster, caplog.at_level(logging.DEBUG):
+            address = KafkaAddress.parse(f"kafka://{cluster.bootstrap}/p")
+            known = KafkaSecurity.from_environment(security.environment)
+            ensure_topics(address, known, TopicSettings(metrics_partitions=1, control_partitions=1))
+            transport = open_kafka(str(address), security.environment)
+            send(transport, events(3), 20)
+            assert transport.end_positions(10)[METRICS, 0] == 3
+            transport.close(1)
+            provider = known.options()["sasl_oauth_token_provider"]
+            token = provider.token()
+            assert provider.token() == token
+            deadline = time.monotonic() + 20
+            while provider.token() == token:  # it has 62 s to live, and is renewed a minute before its end
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            said = repr(transport) + repr(known) + repr(known.options()) + caplog.text
+            assert kafka_security.PASSWORD not in said
+            assert not any(granted in said for granted in endpoint.granted)
+            wrong = open_kafka(str(address), security.environment | {"RUNSTREAM_KAFKA_OAUTH_CLIENT_SECRET": "no"})
+            with pytest.raises(TransportError, match="login") as caught:
+                wrong.send(events(1))
+            assert caught.value.retryable and endpoint.refused
+            wrong.close(1)
+    finally:
+        endpoint.close()
+
+
 def test_nothing_listens_there() -> None:
     """The log's end is asked for within the given time, no longer."""
     [port] = free_ports(1)
