@@ -9,20 +9,25 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import fastavro
+from fastavro.schema import fingerprint, to_parsing_canonical_form
 
+from runstream_ingest.dead_letter import DeadLetter
+from runstream_ingest.log.kafka_dead_letters import KafkaDeadLetters
 from runstream_ingest.log.kafka_topics import TopicSettings, ensure_topics
 from runstream_ingest.migration import migrate
 from runstream_ingest.store import StoreAddress, connect
 from runstream_schemas.kafka_address import KafkaAddress, KafkaSecurity
-from runstream_schemas.names import SCHEMA_HEADER, topic
+from runstream_schemas.names import SCHEMA_HEADER, consumer_group, topic
 from tests.ingest.local_store import LocalStore
 from tests.services import used
 from tests.services.cache import free_ports
-from tests.services.kafka import read_all
+from tests.services.kafka import admin, read_all
 from tests.services.process import ServerProcess, wait_until
 
 CLIENT = """
@@ -44,8 +49,9 @@ with runstream.start_run(run_name=name) as run:
 class Line:
     """Kafka's topics, one store, workers and clients. Enter it, and everything ends with it."""
 
-    def __init__(self, bootstrap: str, folder: Path, prefix: str = "line") -> None:
+    def __init__(self, bootstrap: str, folder: Path, prefix: str = "line", metrics_partitions: int = 4) -> None:
         self.folder = folder
+        self._partitions = metrics_partitions
         self.bootstrap = bootstrap
         self.address = KafkaAddress.parse(f"kafka://{bootstrap}/{prefix}")
         self._stack = ExitStack()
@@ -55,7 +61,9 @@ class Line:
         self.store: LocalStore
 
     def __enter__(self) -> Line:
-        ensure_topics(self.address, KafkaSecurity(), TopicSettings(metrics_partitions=4, control_partitions=2))
+        ensure_topics(
+            self.address, KafkaSecurity(), TopicSettings(metrics_partitions=self._partitions, control_partitions=2)
+        )
         self._start_store()
         self._stack.callback(lambda: self.store.kill())
         used.record("chdb", "local store process")
@@ -71,12 +79,12 @@ class Line:
 
     # -- processes
 
-    def start_worker(self) -> ServerProcess:
-        """Another member of the group."""
+    def start_worker(self, **environment: str) -> ServerProcess:
+        """Another member of the group; `environment` holds for this life of it alone."""
         worker = ServerProcess(
             [sys.executable, "-m", "runstream_ingest", "kafka"],
             self.folder / f"worker{len(self.workers)}.log",
-            self._worker_environment(),
+            self.worker_environment() | environment,
         )
         worker.start()
         self.workers.append(worker)
@@ -86,7 +94,7 @@ class Line:
         """What a supervisor does: start again what has ended, with today's address of the store."""
         for number, worker in enumerate(self.workers):
             if not worker.running:
-                again = ServerProcess(worker.command, worker.log, self._worker_environment())
+                again = ServerProcess(worker.command, worker.log, self.worker_environment())
                 again.start()
                 self.workers[number] = again
 
@@ -104,6 +112,15 @@ class Line:
         """kill -9, and start again on the same port: its tokens are new, so workers stop and are mended."""
         self.store.kill()
         self._start_store()
+
+    def bury_workers(self) -> None:
+        """What the brokers do 10 s after workers were killed: their partitions are free. No worker may live."""
+        from kafka.admin import MemberToRemove
+
+        group = consumer_group(self.address.prefix, "runstream")
+        with admin(self.address) as client:
+            members = [member["member_id"] for member in client.describe_groups([group])[group]["members"]]
+            client.remove_group_members(group, [MemberToRemove(member_id=member) for member in members])
 
     def deliver_journals(self) -> None:
         """`runstream sync`: what killed clients left behind."""
@@ -147,7 +164,7 @@ class Line:
     def points_in_kafka(self) -> dict[tuple[str, str, int], float]:
         """Every point that the brokers hold, by (run, key, step), read with fastavro and the schema files alone."""
         found: dict[tuple[str, str, int], float] = {}
-        schema = _metric_schema()
+        schema, _ = metric_schema()
         for record in read_all(self.address, topic(self.address.prefix, "metrics")):
             assert dict(record.headers)[SCHEMA_HEADER]
             batch: Any = fastavro.schemaless_reader(io.BytesIO(record.value), schema, None)
@@ -155,6 +172,14 @@ class Line:
                 point = (batch["run_id"], batch["keys"][key], batch["steps"][call])
                 assert found.setdefault(point, value) == value, f"{point} has two values"
         return found
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """Every letter that the workers set aside."""
+        letters = KafkaDeadLetters(self.address)
+        try:
+            return list(letters.letters())
+        finally:
+            letters.close()
 
     def environment(self) -> dict[str, str]:
         """What a client needs."""
@@ -167,7 +192,8 @@ class Line:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def _worker_environment(self) -> dict[str, str]:
+    def worker_environment(self) -> dict[str, str]:
+        """What a worker, and a command that works on the store, needs."""
         return self.environment() | {"RUNSTREAM_STORE_URI": self._store_uri(), "RUNSTREAM_METRICS_PORT": "0"}
 
     def _store_uri(self) -> str:
@@ -186,8 +212,10 @@ def run_ids(clients: list[ServerProcess]) -> Iterator[tuple[str, int]]:
         yield lines[0], int(lines[-1]) if len(lines) > 1 else 0
 
 
-def _metric_schema() -> Any:
-    from importlib.resources import files
-
+@cache
+def metric_schema() -> tuple[Any, bytes]:
+    """The schema of metric batches as fastavro reads it from the schema file, and its fingerprint as in Kafka."""
     text = (files("runstream_schemas") / "avro" / "metric_batch.v1.avsc").read_text()
-    return fastavro.parse_schema(json.loads(text))
+    parsed = fastavro.parse_schema(json.loads(text))
+    canonical = to_parsing_canonical_form(parsed)
+    return parsed, bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO"))[::-1]

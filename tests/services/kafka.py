@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -118,8 +118,12 @@ def local_cluster(nodes: int = 1, **options: Any) -> Iterator[KafkaCluster]:
         yield cluster
 
 
-def read_all(address: KafkaAddress, topic: str) -> list[Any]:
-    """Every record of `topic`, by a bare consumer: offset order per partition."""
+def read_all(address: KafkaAddress, topic: str, without: Collection[tuple[int, int]] = ()) -> list[Any]:
+    """Every record of `topic`, by a bare consumer: offset order per partition.
+
+    Args:
+        without: (partition, offset) of records that cannot be read.
+    """
     from kafka import KafkaConsumer, TopicPartition
 
     consumer = KafkaConsumer(
@@ -133,14 +137,24 @@ def read_all(address: KafkaAddress, topic: str) -> list[Any]:
         partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
         consumer.assign(partitions)
         ends = consumer.end_offsets(partitions)
-        consumer.seek_to_beginning(*partitions)
+        begins = consumer.beginning_offsets(partitions)
         found: list[Any] = []
         deadline = time.monotonic() + 60
-        while any(consumer.position(place) < ends[place] for place in partitions):
-            for records in consumer.poll(timeout_ms=500, max_records=10_000).values():
-                found += records
-            if time.monotonic() > deadline:
-                raise ServiceError(f"{topic} could not be read to its end")
+        # From gap to gap: a consumer raises only where it comes to what it cannot read.
+        for place in partitions:
+            gaps = sorted(offset for partition, offset in without if partition == place.partition)
+            consumer.assign([place])
+            at = begins[place]
+            for gap in [*gaps, ends[place]]:
+                if at < gap:
+                    consumer.seek(place, at)
+                while at < gap:
+                    for records in consumer.poll(timeout_ms=500, max_records=10_000).values():
+                        found += [record for record in records if at <= record.offset < gap]
+                    at = consumer.position(place)
+                    if time.monotonic() > deadline:
+                        raise ServiceError(f"{topic} could not be read to its end")
+                at = gap + 1
         return found
     finally:
         consumer.close()
