@@ -92,7 +92,7 @@ if TYPE_CHECKING:
     )
     from .artifacts import download_artifacts, list_artifacts, load_dict, load_image, load_text
     from .client import Client
-    from .recorder import Report
+    from .delivery_report import Report
 
 __version__ = "0.1.0"
 

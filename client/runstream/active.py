@@ -28,7 +28,7 @@ from .source import BackgroundCapture, capture
 from .validation import check_experiment_id, check_experiment_name, check_run_id, check_run_name, check_tags, check_text
 
 if TYPE_CHECKING:
-    from .recorder import Report
+    from .delivery_report import Report
 
 __all__ = ["Target", "Tracker", "tracker"]
 
@@ -370,7 +370,7 @@ class Tracker:
             self._background.wait(self._ticket, timeout_seconds)
 
     def _deliver(self, timeout_seconds: float) -> None:
-        from .recorder import close_all
+        from .process_life import close_all
 
         close_all(timeout_seconds)
 

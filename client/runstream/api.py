@@ -20,7 +20,7 @@ from .validation import check_experiment_tags, check_key, check_run_id
 
 if TYPE_CHECKING:
     from .client import Client
-    from .recorder import Report
+    from .delivery_report import Report
 
 __all__ = [
     "active_run",

@@ -18,6 +18,7 @@ from .active import Target, tracker
 from .addresses import full_artifact_uri, location_uri, stored_artifact_uri
 from .client_artifacts import ArtifactCalls
 from .config import Settings
+from .delivery_report import Report
 from .entities import (
     DatasetInput,
     Experiment,
@@ -34,7 +35,6 @@ from .entities import (
 from .errors import InvalidInputError, NotFoundError
 from .events import EventWriter, writer_for
 from .reading import Format, Reader, existing, newest_state, reader_for
-from .recorder import Report
 from .run import input_of
 from .run_artifacts import RunArtifacts
 from .run_name import name_for

@@ -10,7 +10,7 @@
       MissingExtraError (ImportError)       an optional part is not installed; gives the pip line
       ArtifactError                         storage refused or failed
 
-Delivery trouble raises none of these in training code: it is counted and reported (`recorder.Report`).
+Delivery trouble raises none of these in training code: it is counted and reported (`delivery_report.Report`).
 """
 
 from __future__ import annotations

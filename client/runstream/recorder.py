@@ -10,34 +10,31 @@ middle of a slow path. The delivery thread never waits for it, since a handler m
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
-import os
-import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Final
 
 from runstream_schemas.identity import Version, now_ms
-from runstream_schemas.limits import HEARTBEAT_SECONDS, MAX_BODY_BYTES
+from runstream_schemas.limits import HEARTBEAT_SECONDS
 from runstream_schemas.names import EventName
 from runstream_schemas.segment import encode_frame
 
+from . import process_life
 from .channel import RunChannel, Write
 from .config import Settings
+from .control_event import encode_control
 from .delivery import BUSY_CHUNK_BYTES, DRAIN_CHUNK_BYTES, Pump, Tally, importing, open_transport
-from .errors import InvalidInputError
+from .delivery_report import Report
 from .journal.guard import keep_below_limit
 from .journal.journal import Journal
 from .journal.place import journal_folders
 from .journal.record import call_packer
 from .journal.source import Parcel, Source
-from .transport import Positions, Transport
+from .transport import Transport
 
 __all__ = ["Recorder", "Report", "RunChannel", "current", "for_target"]
 
@@ -52,27 +49,6 @@ RECOVERY_DELAY_SECONDS: Final = 1.0
 """A new process serves itself before it looks for what others left."""
 
 log = logging.getLogger("runstream")
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What has become of everything logged so far by this process to one target."""
-
-    complete: bool
-    """Everything logged before the call is acknowledged by the log."""
-    positions: Positions = field(default_factory=dict)
-    """Next offsets behind what this process has delivered: what a reader must wait for to see it."""
-    delivered_points: int = 0
-    delivered_events: int = 0
-    """Control events and metric batches."""
-    thinned_points: int = 0
-    """Points left out because the journal reached its limit while the log was away."""
-    dropped_points: int = 0
-    """Points lost because there was no journal on disk and the memory in its place was full."""
-    refused_events: int = 0
-    """Bodies that the log will never take; kept in the journal's refused/ folder."""
-    last_error: str | None = None
-    """The newest delivery trouble, for people; None if there was none."""
 
 
 @dataclass(slots=True)
@@ -108,7 +84,7 @@ class Recorder:
         self._transport: Transport | None = None
         self._outlet: _Outlet | None = None
         self._reset()
-        _recorders.add(self)
+        process_life.join(self)
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
@@ -157,7 +133,7 @@ class Recorder:
         version = self.next_version()
         stamped = {"time_ms": version.time_ms, "seq": version.seq, "writer": version.writer, **fields}
         version = Version(stamped["time_ms"], stamped["seq"], stamped["writer"])
-        for key, fingerprint, body in _encode(event, stamped):
+        for key, fingerprint, body in encode_control(event, stamped):
             frame = encode_frame(version.time_ms, fingerprint, key, body)
             with self._lock:
                 self._ensure().journal.append_control(frame)
@@ -239,7 +215,7 @@ class Recorder:
         pump = Pump(source, self._tally, refuse=journal.refuse, delivered=self._delivered)
         self._outlet = outlet = _Outlet(journal, source, pump)
         self._start_thread()
-        _deliver_at_end_of_child()
+        process_life.deliver_at_end_of_child()
         return outlet
 
     # -- waiting
@@ -497,15 +473,15 @@ class Recorder:
             self._recovery = None
         return False
 
-    # -- fork
+    # -- fork (`process_life.Member`)
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
         self._lock.acquire()
 
-    def _after_fork_in_parent(self) -> None:
+    def after_fork_in_parent(self) -> None:
         self._lock.release()
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         """The parent's journal, thread and connections stay the parent's; the child makes its own when it logs."""
         outlets = self._outlets()
         self._outlet = None
@@ -522,10 +498,7 @@ class Recorder:
             outlet.journal.abandon()
 
 
-_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 _by_target: dict[str, Recorder] = {}
-_guard = threading.RLock()
-_child_registered = 0
 
 
 def for_target(settings: Settings) -> Recorder:
@@ -534,7 +507,7 @@ def for_target(settings: Settings) -> Recorder:
     Raises:
         SettingsError: see `Recorder`.
     """
-    with _guard:
+    with process_life.guard:
         recorder = _by_target.get(settings.tracking_uri)
         if recorder is None:
             recorder = _by_target[settings.tracking_uri] = Recorder(settings)
@@ -544,80 +517,3 @@ def for_target(settings: Settings) -> Recorder:
 def current() -> Recorder:
     """The recorder of the environment's tracking address (`Settings.from_environment()`)."""
     return for_target(Settings.from_environment())
-
-
-def close_all(timeout_seconds: float | None = None) -> None:
-    """Close every recorder, together within `timeout_seconds`, or each setting's exit time-out. Runs at exit."""
-    begun = time.monotonic()
-    for recorder in list(_recorders):
-        limit = recorder.settings.exit_timeout_seconds if timeout_seconds is None else timeout_seconds
-        recorder.close(max(0.1, limit - (time.monotonic() - begun)))
-
-
-def _deliver_at_end_of_child() -> None:
-    """Have a multiprocessing child deliver before it ends: it skips `atexit`."""
-    global _child_registered
-    util = sys.modules.get("multiprocessing.util")
-    process = sys.modules.get("multiprocessing.process")
-    if _child_registered != os.getpid() and util is not None and process is not None:
-        _child_registered = os.getpid()
-        if process.parent_process() is not None:
-            util.Finalize(None, close_all, exitpriority=100)
-
-
-def _encode(event: EventName, fields: Mapping[str, Any]) -> list[tuple[str, bytes, bytes]]:
-    """(key, fingerprint, body) of the event, or of the events that it must be split into."""
-    if "runstream_schemas.codec" not in sys.modules:
-        with importing:  # not otherwise: heartbeats come here with the recorder's lock held, which forks take after it
-            pass
-    from runstream_schemas import codec
-
-    body = codec.encode(event, fields)
-    key = str(fields.get("run_id") or fields.get("experiment_id") or fields.get("id") or "")
-    if len(body) <= MAX_BODY_BYTES:
-        return [(key, codec.current(event).fingerprint, body)]
-    keys = fields.get("keys")
-    if not isinstance(keys, list) or len(keys) < 2:
-        raise InvalidInputError(
-            f"the event {event} of {key} is {len(body):,} bytes large; the limit is {MAX_BODY_BYTES:,}: log large "
-            "texts as artifacts"
-        )
-    half = len(keys) // 2
-    left = {**fields, "keys": keys[:half], "values": fields["values"][:half]}
-    right = {**fields, "keys": keys[half:], "values": fields["values"][half:]}
-    if "deleted_keys" in fields:
-        right["deleted_keys"] = []
-    return _encode(event, left) + _encode(event, right)
-
-
-def _before_fork() -> None:
-    importing.acquire()
-    _guard.acquire()
-    for recorder in list(_recorders):
-        recorder._before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for recorder in list(_recorders):
-        recorder._after_fork_in_parent()
-    _guard.release()
-    importing.release()
-
-
-def _after_fork_in_child() -> None:
-    # The thread that forked is the one that lives on, and it holds all these: releasing is enough.
-    _guard.release()
-    importing.release()
-    for recorder in list(_recorders):
-        recorder._after_fork_in_child()
-
-
-# At import, so that it runs after the exit handlers of all who imported us: they may still log.
-atexit.register(close_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-
-
-def _folder_of(recorder: Recorder) -> Path | None:
-    """Where the present journal lies; for tests and the doctor."""
-    return recorder._outlet.journal.folder if recorder._outlet is not None else None

@@ -87,4 +87,4 @@ def configure_logging(log_format: Literal["text", "json"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     # It tells of every reconnection attempt; our own lines say what matters.
-    logging.getLogger("kafka").setLevel(logging.ERROR)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)

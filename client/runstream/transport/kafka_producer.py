@@ -74,6 +74,8 @@ class SupervisedProducer:
             metrics_enabled=False,
             **options,
         )
+        # Its own exit handler runs before ours: it would wait a second, then print a traceback where records wait.
+        self._producer._unregister_cleanup()
 
     @property
     def usable(self) -> bool:
