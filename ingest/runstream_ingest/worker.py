@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from runstream_schemas.names import Stream
 
+from . import identity
 from .batch import Batch, BatchLimits, Pace
 from .commit import Abandoned, Committer, DeadLetterLimits, Retry, read_positions
 from .dead_letter import DeadLetters
@@ -62,7 +63,7 @@ class Worker:
         self._log = log
         self._settings = settings or WorkerSettings()
         self.metrics = metrics or Metrics()
-        self._inserter = _Inserter(store, dead_letters, self._settings, self.metrics)
+        self._inserter = _Inserter(store, dead_letters, log.identities, self._settings, self.metrics)
         self._open = Batch()
         self._positions: dict[tuple[Stream, int], int] = {}
         self._ends: dict[tuple[Stream, int], int] = {}
@@ -180,8 +181,16 @@ class Worker:
 class _Inserter:
     """The insert thread and what the two threads tell each other."""
 
-    def __init__(self, store: Store, dead_letters: DeadLetters, settings: WorkerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Store,
+        dead_letters: DeadLetters,
+        identities: Callable[[], Mapping[Stream, str]],
+        settings: WorkerSettings,
+        metrics: Metrics,
+    ) -> None:
         self._store = store
+        self._identities = identities
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._pace = Pace(settings.min_gap_seconds, settings.flush_interval_seconds)
@@ -330,6 +339,7 @@ class _Inserter:
     def _read_positions(self) -> None:
         found: dict[tuple[Stream, int], int] = {}
         self._committer.patiently(lambda: found.update(read_positions(self._store)), "reading positions")
+        self._committer.patiently(lambda: identity.check(self._store, self._identities(), found), "the log's identity")
         self._waiting_since = None
         with self._condition:
             self._stored_positions = found

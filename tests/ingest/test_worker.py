@@ -16,7 +16,7 @@ from runstream_ingest.batch import BatchLimits
 from runstream_ingest.commit import DeadLetterLimits, Retry, read_positions
 from runstream_ingest.dead_letter import DirectoryDeadLetters
 from runstream_ingest.errors import StoreBusy, SystemicFailure
-from runstream_ingest.log import LogRecord
+from runstream_ingest.log import LogError, LogRecord
 from runstream_ingest.log.directory import DirectoryLog, end_positions
 from runstream_ingest.log.memory import MemoryLog
 from runstream_ingest.migration import migrate
@@ -522,3 +522,36 @@ def test_fuzz_of_control_events_harms_no_sound_one(store: Store, dead: Directory
     letters = {letter.source.offset for letter in dead.letters()}
     assert rejected <= letters
     assert letters
+
+
+def test_a_log_made_anew_is_refused_by_its_identity(store: Store, dead: DirectoryDeadLetters) -> None:
+    """Longer than what was stored, without any commit, under the same name: nothing of it is taken for the old one."""
+    first = memory()
+    first.identity = {"metrics": "old", "control": "same"}
+    append(first, points("a", [1.0]))
+    with running(Worker(first, store, dead, FAST)):
+        until(lambda: caught_up(first))
+    second = memory()
+    second.identity = {"metrics": "new", "control": "same"}
+    for number in range(5):
+        append(second, points("b", [2.0], first_step=number, first_seq=number))
+    with pytest.raises(LogError, match=r"metrics was deleted and made anew.*runstream rebuild"):
+        run_to_its_end(Worker(second, store, dead, FAST))
+    assert store.rows("SELECT run_id FROM points") == [("a",)]
+    second.identity = {"metrics": "old"}  # the same log, whose commits were forgotten
+    with running(Worker(second, store, dead, FAST)):
+        until(lambda: caught_up(second))
+    assert store.rows("SELECT count() FROM points WHERE run_id = 'b'") == [(4,)]
+
+
+def test_a_store_that_holds_nothing_takes_any_log(store: Store, dead: DirectoryDeadLetters) -> None:
+    """Remembered, but without a position: a new topic may take the place of an empty one."""
+    for name in ("one", "other"):
+        log = memory()
+        log.identity = {"metrics": name}
+        if name == "other":
+            append(log, points("a", [1.0]))
+        with running(Worker(log, store, dead, FAST)):
+            until(lambda log=log, name=name: caught_up(log) and store.rows(
+                "SELECT value FROM settings FINAL WHERE name = 'log_identity.metrics'") == [(name,)])  # fmt: skip
+    assert store.rows("SELECT count() FROM points") == [(1,)]

@@ -95,6 +95,13 @@ class EventLog(Protocol):
         """
         ...
 
+    def identities(self) -> Mapping[Stream, str]:
+        """What tells a stream from another one of the same name, made after it was deleted; unknown ones are left out.
+
+        Any thread may ask; known at the latest for streams that have `assigned` partitions.
+        """
+        ...
+
     def end_positions(self) -> Positions:
         """Ends of the partitions this worker owns, for lag."""
         ...

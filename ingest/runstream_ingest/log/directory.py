@@ -118,6 +118,9 @@ class DirectoryLog:
     def commit(self, positions: Positions) -> None:
         self._remember_boot(positions)
 
+    def identities(self) -> Mapping[Stream, str]:
+        return {}  # its segments carry their own mark
+
     def end_positions(self) -> Positions:
         return end_positions(self._root)
 

@@ -176,6 +176,10 @@ class KafkaLog:
                 if place in self._started and offset > self._to_commit.get(place, -1):
                     self._to_commit[place] = offset
 
+    def identities(self) -> Mapping[Stream, str]:
+        known = {stream: self._watch.identity(name) for stream, name in self._topics.items()}
+        return {stream: identity for stream, identity in known.items() if identity}
+
     def end_positions(self) -> Positions:
         with self._lock:
             owned = set(self._started)
@@ -335,10 +339,11 @@ class KafkaLog:
             elif offset is None or offset < 0:
                 start = stored
                 if stored:
-                    # Kafka forgets commits of groups that were away for long, and of topics that were deleted.
-                    _log.warning(
+                    # Kafka forgets commits of groups that were away for long. That the topic is the same, the store
+                    # knows (`identity.check`).
+                    _log.info(
                         "%s partition %d: Kafka knows no commit of group %s, the store was filled up to %d: going on "
-                        "there. If the topic was deleted and made anew, stop and use `runstream rebuild`",
+                        "there",
                         partition.topic,
                         partition.partition,
                         self._group,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from runstream_schemas.names import Stream
 
@@ -29,6 +29,8 @@ class MemoryLog:
         self._paused = False
         self._max_poll_records = max_poll_records
         self.committed: dict[_Place, int] = {}
+        self.identity: dict[Stream, str] = {}
+        """What `identities` says."""
 
     # What a broker and its producers do.
 
@@ -115,6 +117,9 @@ class MemoryLog:
     def commit(self, positions: Positions) -> None:
         with self._changed:
             self.committed.update({place: offset for place, offset in positions.items() if place in self._owned})
+
+    def identities(self) -> Mapping[Stream, str]:
+        return dict(self.identity)
 
     def end_positions(self) -> Positions:
         with self._changed:
