@@ -302,7 +302,7 @@ class Tracker:
             info = replace(earlier.info, status=RunStatus.RUNNING.value, end_time=None)
             stored = info.artifact_uri
             relative = f"{info.experiment_id}/{info.run_id}/artifacts"
-            if not settings.artifact_root and stored.endswith(f"/artifacts/{relative}"):
+            if not settings.artifact_root and stored.endswith((f"/artifacts/{relative}", f":/{relative}")):
                 stored = relative
             tags = {key: value for key, value in tags.items() if key != "mlflow.runName"}
             writer.know_params(info.run_id, earlier.data.params)

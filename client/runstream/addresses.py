@@ -13,12 +13,18 @@ __all__ = ["artifact_root", "full_artifact_uri", "location_uri", "stored_artifac
 def artifact_root(settings: Settings) -> str:
     """Full address of the root of all artifacts, without a slash at the end.
 
+    A server's own is mlflow-artifacts:, as MLflow's clients know it; asking the server is left to whoever uses it.
+
     Raises:
         ArtifactError: a remote log without RUNSTREAM_ARTIFACT_ROOT.
     """
     if settings.artifact_root:
         return location_uri(settings.artifact_root)
     directory = settings.data_directory
+    if settings.scheme == "http":
+        from .remote.server import PROXY_SCHEME
+
+        return PROXY_SCHEME.rstrip("/")
     if directory is None and settings.store_uri and "://" not in settings.store_uri:
         return Path(settings.store_uri).absolute().joinpath("artifacts").as_uri()
     if directory is None:
@@ -59,7 +65,7 @@ def stored_artifact_uri(settings: Settings, experiment_id: str, run_id: str, loc
 
 def full_artifact_uri(settings: Settings, stored: str) -> str:
     """The full address behind a stored one; a relative one itself where the root is not known."""
-    if "://" in stored:
+    if "://" in stored or stored.startswith("mlflow-artifacts:"):
         return stored
     try:
         return f"{artifact_root(settings)}/{stored}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from .active import tracker
 from .api_artifacts import artifacts_of
 from .entities import FileInfo
 from .errors import InvalidInputError, MissingExtraError
@@ -120,7 +121,13 @@ class _Address:
     """Artifacts below an address of any kind, without a run."""
 
     def __init__(self, uri: str) -> None:
-        self._store = open_store(uri)
+        settings = tracker.settings()
+        if settings.scheme == "http":
+            from .remote.artifacts import open_artifacts
+
+            self._store = open_artifacts(settings, uri)
+        else:
+            self._store = open_store(uri)
 
     def list(self, path: str) -> list[FileInfo]:
         return self._store.list(legal_path(path, root_is_legal=True))

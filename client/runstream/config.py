@@ -9,6 +9,8 @@ import.
 | RUNSTREAM_JOURNAL_DIR | journals of this host, on a local disk | journal/ in the folder, or the user's state folder |
 | RUNSTREAM_JOURNAL_LIMIT_BYTES | undelivered metrics of a process above which they are thinned | 1073741824 (1 GiB) |
 | RUNSTREAM_EXIT_TIMEOUT_SECONDS | how long the exit waits for delivery; the next process sends the rest | 10 |
+| RUNSTREAM_DELIVERY | with http(s)://: `auto` goes straight to Kafka and storage where it can, `server` never | auto |
+| RUNSTREAM_TRACKING_* | login and trust for http(s):// | see `remote.login` |
 | RUNSTREAM_KAFKA_* | passed to the Kafka transport | see runstream_schemas.kafka_address |
 """
 
@@ -26,9 +28,10 @@ from runstream_schemas.layout import DEFAULT_DIRECTORY, DataDirectory
 
 from .errors import SettingsError
 
-__all__ = ["ENVIRONMENT_VARIABLES", "Scheme", "Settings", "normal_tracking_uri"]
+__all__ = ["ENVIRONMENT_VARIABLES", "Delivery", "Scheme", "Settings", "normal_tracking_uri"]
 
 Scheme = Literal["file", "kafka", "http", "memory"]
+Delivery = Literal["auto", "server"]
 
 DEFAULT_JOURNAL_LIMIT_BYTES: Final = 1 << 30
 MIN_JOURNAL_LIMIT_BYTES: Final = 1 << 20
@@ -40,6 +43,7 @@ ENVIRONMENT_VARIABLES: Final = (
     "RUNSTREAM_JOURNAL_DIR",
     "RUNSTREAM_JOURNAL_LIMIT_BYTES",
     "RUNSTREAM_EXIT_TIMEOUT_SECONDS",
+    "RUNSTREAM_DELIVERY",
 )
 """Every variable that `Settings.from_environment` reads itself."""
 
@@ -61,6 +65,8 @@ class Settings:
     """Folder of journals; None: chosen by `journal.place`."""
     journal_limit_bytes: int = DEFAULT_JOURNAL_LIMIT_BYTES
     exit_timeout_seconds: float = DEFAULT_EXIT_TIMEOUT_SECONDS
+    delivery: Delivery = "auto"
+    """With a server as the address: `auto` goes straight to its log and storage where it can, `server` never."""
 
     @classmethod
     def from_environment(
@@ -85,6 +91,7 @@ class Settings:
             journal_dir=Path(journal_dir).expanduser().absolute() if journal_dir else None,
             journal_limit_bytes=_integer(get("JOURNAL_LIMIT_BYTES")),
             exit_timeout_seconds=_seconds(get("EXIT_TIMEOUT_SECONDS")),
+            delivery=_delivery(get("DELIVERY")),
         )
 
     def at(self, tracking_uri: str | os.PathLike[str]) -> Settings:
@@ -131,7 +138,9 @@ def normal_tracking_uri(uri: str | os.PathLike[str]) -> str:
             return str(KafkaAddress.parse(text))
         except ValueError as exc:
             raise SettingsError(f"tracking URI: {exc}") from exc
-    if scheme in ("http", "https", "memory"):
+    if scheme in ("http", "https"):
+        return _server_uri(text)
+    if scheme == "memory":
         if not urlsplit(text).netloc:
             raise SettingsError(f"tracking URI {text!r} names no host")
         return text.rstrip("/")
@@ -139,6 +148,26 @@ def normal_tracking_uri(uri: str | os.PathLike[str]) -> str:
         f"tracking URI {text!r} has the unknown scheme {scheme!r}: give a folder, file:///dir, "
         "kafka://host:9092/PREFIX or http(s)://server"
     )
+
+
+def _server_uri(text: str) -> str:
+    parts = urlsplit(text)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as exc:
+        raise SettingsError("tracking URI: the server's port or host is malformed; write https://host:port") from exc
+    if parts.username is not None or parts.password is not None:
+        # Journals keep the address, and messages show it.
+        raise SettingsError(
+            f"tracking URI: {parts.scheme}://{host} comes with a login; put it into RUNSTREAM_TRACKING_TOKEN, or "
+            "RUNSTREAM_TRACKING_USERNAME and RUNSTREAM_TRACKING_PASSWORD"
+        )
+    if not host or any(character.isspace() for character in text):
+        raise SettingsError(f"tracking URI {text!r} names no host")
+    if parts.query or parts.fragment:
+        raise SettingsError(f"tracking URI {text!r} must end with the server's path, without ? and #")
+    name = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme.lower()}://{name}{f':{port}' if port is not None else ''}{parts.path.rstrip('/')}"
 
 
 def _file_uri(path: Path) -> str:
@@ -158,6 +187,14 @@ def _integer(text: str | None) -> int:
             f"RUNSTREAM_JOURNAL_LIMIT_BYTES is {text!r}: give at least {MIN_JOURNAL_LIMIT_BYTES} (1 MiB)"
         )
     return value
+
+
+def _delivery(text: str | None) -> Delivery:
+    if text is None or text == "auto":
+        return "auto"
+    if text == "server":
+        return "server"
+    raise SettingsError(f"RUNSTREAM_DELIVERY is {text!r}: give auto or server")
 
 
 def _seconds(text: str | None) -> float:

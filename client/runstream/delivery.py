@@ -66,12 +66,12 @@ def open_transport(settings: Settings) -> Transport:
         if scheme == "kafka":
             # By name: what it needs is imported with it, and only where it is used.
             kafka = importlib.import_module(".transport.kafka", __package__)
-    if scheme == "kafka":
-        transport: Transport = kafka.open_kafka(settings.tracking_uri)
-        return transport
-    raise TransportError(
-        f"no transport for {settings.tracking_uri} yet: log to a folder or to kafka://", retryable=True
+        if scheme == "http":
+            remote = importlib.import_module(".transport.server", __package__)
+    transport: Transport = (
+        kafka.open_kafka(settings.tracking_uri) if scheme == "kafka" else remote.open_server(settings)
     )
+    return transport
 
 
 @dataclass(slots=True)
@@ -118,16 +118,17 @@ class Pump:
         self._bundle_bytes = 0
         self._failures = 0
         self._retry_at = 0.0
+        self._left_alone_until = 0.0
         self._singles = False
         """After a refusal: events go one by one until the refused one is found."""
 
     @property
     def retry_in_seconds(self) -> float:
         """How long this pump rests after a failure."""
-        return max(0.0, self._retry_at - self._monotonic())
+        return max(0.0, max(self._retry_at, self._left_alone_until) - self._monotonic())
 
     def retry_now(self) -> None:
-        """Do not rest any longer: somebody waits."""
+        """Do not rest any longer: somebody waits. What the other end asked for is kept."""
         self._retry_at = 0.0
 
     @property
@@ -249,9 +250,9 @@ class Pump:
         if not exc.retryable:
             self._singles = True
             return
-        self._failed(str(exc))
+        self._failed(str(exc), exc.retry_after_seconds)
 
-    def _failed(self, message: str) -> None:
+    def _failed(self, message: str, rest_seconds: float | None = None) -> None:
         with self.tally.lock:
             self.tally.last_error = message
         if not self._failures:
@@ -262,7 +263,11 @@ class Pump:
         delay = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(self._failures, 10))
         self._failures += 1
         # Jitter, so that a thousand clients do not come back in the same instant.
-        self._retry_at = self._monotonic() + delay * (0.5 + os.urandom(1)[0] / 512)
+        jitter = os.urandom(1)[0] / 512
+        self._retry_at = self._monotonic() + delay * (0.5 + jitter)
+        if rest_seconds is not None:
+            # Never earlier than asked for, and not all at once.
+            self._left_alone_until = self._monotonic() + rest_seconds * (1.0 + jitter) + delay * jitter
 
 
 def _result(receipt: Receipt, monotonic: Callable[[], float]) -> Positions:

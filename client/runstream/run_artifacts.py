@@ -11,6 +11,7 @@ from typing import Any
 
 from runstream_schemas import identity
 
+from .config import Settings
 from .entities import FileInfo
 from .errors import InvalidInputError, InvalidTypeError
 from .events import EventWriter
@@ -45,7 +46,7 @@ class RunArtifacts:
     def store(self) -> ArtifactStore:
         """The store below `uri`, opened when first used in each process."""
         if self._store is None or self._store[0] != os.getpid():
-            self._store = (os.getpid(), open_store(self.uri))
+            self._store = (os.getpid(), _opened(self._writer.settings, self.uri))
         return self._store[1]
 
     def uri_of(self, path: object = None) -> str:
@@ -162,6 +163,14 @@ class RunArtifacts:
     def _note(self, uploaded: Uploaded) -> None:
         self._writer.log_artifact(self._run_id, uploaded.path, uploaded.size_bytes, uploaded.digest)
         self._recorded[uploaded.path] = (uploaded.size_bytes, uploaded.digest)
+
+
+def _opened(settings: Settings, uri: str) -> ArtifactStore:
+    if settings.scheme != "http":
+        return open_store(uri)
+    from .remote.artifacts import open_artifacts
+
+    return open_artifacts(settings, uri)
 
 
 def download(store: ArtifactStore, path: object, folder: object, progress: ProgressCallback | None) -> str:

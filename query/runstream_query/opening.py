@@ -1,4 +1,8 @@
-"""Settings -> `Reader`: decides which store is read, by RUNSTREAM_STORE_URI or the tracking address."""
+"""Settings -> `Reader`: decides which store is read, by RUNSTREAM_STORE_URI or the tracking address.
+
+With a server as the address the store is read through the server's SQL port, which waits for the log by itself; the
+reader's own wait then finds everything there.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +64,10 @@ def _locator(settings: Settings) -> Locator:
     uri = settings.store_uri
     if uri is None:
         directory = settings.data_directory
+        if settings.scheme == "http":
+            from .remote import RemoteStore
+
+            return RemoteStore(settings)
         if directory is None:
             raise InvalidQuery(
                 f"where to read {settings.tracking_uri} is not known: set RUNSTREAM_STORE_URI to "

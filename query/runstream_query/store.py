@@ -57,6 +57,10 @@ class StoreAddress:
     """Check the server's certificate."""
     ca_cert: str | None = None
     """PEM file with the authorities to trust; None: the system's."""
+    path: str = ""
+    """Path prefix before ClickHouse's own paths, such as a server has behind a proxy."""
+    through_server: bool = False
+    """A `runstream server` passes the statements on, over a network."""
 
     @classmethod
     def parse(cls, uri: str) -> StoreAddress:
@@ -353,7 +357,8 @@ def _connect(address: StoreAddress) -> Client:
             autogenerate_session_id=False,
             autogenerate_query_id=False,
             # On this machine compressing costs more than sending.
-            compress=address.secure,
+            compress=address.secure or address.through_server,
+            proxy_path=address.path,
             connect_timeout=_CONNECT_TIMEOUT_SECONDS,
             send_receive_timeout=300,
             client_name="runstream",

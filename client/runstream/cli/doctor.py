@@ -98,6 +98,8 @@ def _checks(session: Session, *, offline: bool) -> Iterator[Check]:
         return
     if settings.scheme == "kafka":
         yield _kafka(settings)
+    if settings.scheme == "http":
+        yield from _server(settings)
     yield _reading(session)
     yield _artifacts(settings)
 
@@ -235,6 +237,36 @@ def _kafka(settings: Settings) -> Check:
     return Check("kafka", "ok", f"{len(ends)} partitions, {sum(ends.values())} records; answered in {took:.0f} ms")
 
 
+def _server(settings: Settings) -> Iterator[Check]:
+    """Whether the server answers and lets this client in, and which way events and artifacts go."""
+    from ..remote.artifacts import artifacts_way
+    from ..remote.server import server_of
+    from ..transport.server import direct_transport
+
+    started = time.monotonic()
+    try:
+        server = server_of(settings)
+        info = server.info(max_age_seconds=0.0)
+    except Exception as exc:
+        yield Check("server", "failed", " ".join(str(exc).split()), "start the server, or correct RUNSTREAM_TRACKING_*")
+        return
+    took = (time.monotonic() - started) * 1000
+    asks = "asks for a login" if info.authentication else "asks nobody for a login"
+    yield Check("server", "ok", f"runstream {info.version}, {asks}; answered in {took:.0f} ms")
+    if server.login.given and settings.tracking_uri.startswith("http:") and not server.is_loopback:
+        yield Check("login", "warning", "goes over the network in clear text", "use https")
+    if settings.delivery == "server":
+        way = "through the server (RUNSTREAM_DELIVERY=server)"
+    else:
+        direct, why = direct_transport(info)
+        if direct is not None:
+            direct.close(1.0)
+        way = why if direct is not None else f"through the server: {why}"
+    yield Check("events", "ok", way)
+    root, why = artifacts_way(settings, info)
+    yield Check("storage", "ok", f"straight to {root}" if root is not None else f"through the server: {why}")
+
+
 def _reading(session: Session) -> Check:
     if version_of("clickhouse-connect") is None:
         return Check("sql", "skipped", "reading is not installed")
@@ -255,12 +287,12 @@ def _reading(session: Session) -> Check:
 
 def _artifacts(settings: Settings) -> Check:
     from ..addresses import artifact_root
-    from ..storage.store import open_store
+    from ..remote.artifacts import open_artifacts
 
     try:
         root = artifact_root(settings)
         started = time.monotonic()
-        probe = open_store(f"{root}/.runstream-doctor")
+        probe = open_artifacts(settings, f"{root}/.runstream-doctor")
         try:
             probe.put_bytes(b"runstream doctor", "probe")
             if probe.read("probe") != b"runstream doctor":

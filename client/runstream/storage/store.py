@@ -71,6 +71,8 @@ def open_store(uri: str, retry: RetryPolicy | None = None) -> ArtifactStore:
         ArtifactError: unknown kind of URL.
     """
     policy = retry or RetryPolicy()
+    if uri.startswith("mlflow-artifacts:"):
+        raise ArtifactError(f"{uri!r} lies behind a server: set the tracking URI to its http(s):// address")
     local = local_path_of(uri)
     if local is not None:
         return ArtifactStore(uri, str(local.absolute()), None, policy)
@@ -335,7 +337,9 @@ def _abandon(filesystem: Any, file: Any, target: str) -> None:
     from fsspec.spec import AbstractBufferedFile
 
     with suppress(Exception):
-        if isinstance(file, AbstractBufferedFile):
+        if getattr(filesystem, "keeps_whole_files_only", False):
+            file.discard()
+        elif isinstance(file, AbstractBufferedFile):
             # Closing, also by the finalizer, would commit what has been written so far as if it were the whole file.
             file.closed = True
             file.discard()

@@ -34,10 +34,12 @@ class Event:
 class TransportError(Exception):
     """Events were not (all) acknowledged. Sending them again is always safe: the store absorbs duplicates."""
 
-    def __init__(self, message: str, *, retryable: bool) -> None:
+    def __init__(self, message: str, *, retryable: bool, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retryable = retryable
         """False: sending the same events again cannot succeed (one is larger than the broker takes)."""
+        self.retry_after_seconds = retry_after_seconds
+        """The other end asked to be left alone for so long."""
 
 
 class Receipt(Protocol):

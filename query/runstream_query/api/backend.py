@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from runstream.transport import Event
+from runstream.transport import Event, Positions
 from runstream_schemas.names import CONTROL, STREAMS, Stream
 
 from .artifact_root import ArtifactRoot
@@ -93,6 +93,10 @@ class Backend:
     async def write(self, *events: Event) -> None:
         """Wait until the events are durable in the log."""
         await self._appending.append(events)
+
+    async def append(self, events: Sequence[Event]) -> Positions:
+        """`write`, and where the log stands then: at or behind the last of these events."""
+        return await self._appending.append(events)
 
     def lock(self, name: str) -> asyncio.Lock:
         """The lock called `name`: orders read-check-write sequences that need it (few, so they are kept)."""

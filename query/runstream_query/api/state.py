@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from runstream.transport import Event
+from runstream.transport import Event, Positions
 from runstream_query.facts import Facts
 from runstream_query.run_records import RunRecord
 from runstream_schemas.names import STREAMS, Stream
@@ -60,7 +60,7 @@ class Reading(Protocol):
 class Appending(Protocol):
     """Where events go."""
 
-    async def append(self, events: Sequence[Event]) -> object:
+    async def append(self, events: Sequence[Event]) -> Positions:
         """Wait until the events are durable in the log."""
         ...
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from runstream.transport import Positions, TransportError
 from runstream_query.api import (
     artifacts,
     direct_transfer,
@@ -36,6 +37,8 @@ from .appender import EventAppender
 from .audit import Act, Audit
 from .auth import AuthFile, AuthFileError
 from .authenticator import Authenticator
+from .delivery import Delivery, ServerDescription
+from .description import describe_server
 from .gateway import Gateway
 from .login import Login
 from .openapi import describe
@@ -150,6 +153,21 @@ class Server:
         if self.parts is not None:
             self.parts.reading.wait()
 
+    def description(self) -> ServerDescription:
+        """What our own clients are told; blocks."""
+        if self.parts is None:
+            raise ApiError("TEMPORARILY_UNAVAILABLE", "The server is starting or stopping.", retry_after_seconds=1)
+        return describe_server(self.settings, self.parts.addresses)
+
+    def log_ends(self) -> Positions:
+        """Where the log ends; blocks."""
+        if self.parts is None:
+            raise ApiError("TEMPORARILY_UNAVAILABLE", "The server is starting or stopping.", retry_after_seconds=1)
+        try:
+            return self.parts.ends.read()
+        except (TransportError, OSError) as exc:
+            raise ApiError("TEMPORARILY_UNAVAILABLE", f"event log: {exc}", retry_after_seconds=2) from exc
+
     def gather(self) -> None:
         """Bring the gauges up to date."""
         if self._appender is not None:
@@ -220,6 +238,7 @@ def create_app(settings: ServerSettings) -> ASGIApp:
     app.router.routes.insert(0, table)
     app.include_router(Operations(server).router)
     app.router.routes.extend(Login(server).routes())
+    app.include_router(Delivery(server.backend, server.description, server.log_ends).router)
     app.router.routes.extend(SqlProxy(server.sql_locator, server.wait).routes())
     describe(app, ENDPOINTS)
     front = table.in_front_of(app, settings.root_path)

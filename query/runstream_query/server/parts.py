@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from runstream.addresses import artifact_root
 from runstream.config import Settings
 from runstream.delivery import open_transport
 from runstream.errors import RunstreamError, SettingsError
-from runstream.transport import Transport, TransportError
+from runstream.transport import Positions, Transport, TransportError
 from runstream_query.api.artifact_root import ArtifactRoot
 from runstream_query.local import LocalStore
 from runstream_query.store import Locator, StoreAddress
@@ -21,11 +22,41 @@ from .settings import ServerSettings
 logger = logging.getLogger("runstream.server")
 
 
+class LogEnds:
+    """Asks where the log ends, over a transport of its own: the appender's belongs to the appender, and a lock that two
+    threads hold through the same open file keeps neither of them out. Any thread."""
+
+    def __init__(self, addresses: Settings) -> None:
+        self._addresses = addresses
+        self._lock = threading.Lock()
+        self._transport: Transport | None = None
+
+    def read(self, timeout_seconds: float = 5.0) -> Positions:
+        """Where the log ends now; blocks at most about `timeout_seconds`.
+
+        Raises:
+            TransportError: the log cannot be reached.
+        """
+        with self._lock:
+            if self._transport is None:
+                self._transport = open_transport(self._addresses)
+            return self._transport.end_positions(timeout_seconds)
+
+    def close(self) -> None:
+        """Release the transport."""
+        with self._lock:
+            transport, self._transport = self._transport, None
+            if transport is not None:
+                transport.close(1.0)
+
+
 @dataclass(slots=True)
 class Parts:
     """Everything that must be closed again."""
 
+    addresses: Settings
     transport: Transport
+    ends: LogEnds
     reading: StoreReading
     artifacts: ArtifactRoot
     spool_folder: Path | None
@@ -45,7 +76,7 @@ class Parts:
         """What keeps the server from serving now, for people. Blocks."""
         found = []
         try:
-            self.transport.end_positions(2.0)
+            self.ends.read(2.0)
         except (TransportError, OSError) as exc:
             found.append(f"event log: {exc}")
         try:
@@ -57,6 +88,7 @@ class Parts:
     def close(self) -> None:
         """Close the store's connection; the transport is closed by its appender."""
         self.reading.close()
+        self.ends.close()
 
 
 def client_settings(settings: ServerSettings) -> Settings:
@@ -103,7 +135,9 @@ def open_parts(settings: ServerSettings) -> Parts:
         directory.artifacts.mkdir(parents=True, exist_ok=True)
 
     return Parts(
+        addresses=addresses,
         transport=open_transport(addresses),
+        ends=LogEnds(addresses),
         reading=open_reading(addresses),
         artifacts=ArtifactRoot(root.rstrip("/"), served=settings.serve_artifacts),
         spool_folder=spool,
@@ -112,4 +146,4 @@ def open_parts(settings: ServerSettings) -> Parts:
     )
 
 
-__all__ = ["Parts", "client_settings", "open_parts"]
+__all__ = ["LogEnds", "Parts", "client_settings", "open_parts"]
