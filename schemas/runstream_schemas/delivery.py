@@ -12,6 +12,7 @@ from typing import Final
 
 __all__ = [
     "ARTIFACT_PATH",
+    "CLIENT_HEADER",
     "CONTENT_TYPE",
     "ENCODINGS",
     "EVENTS_PATH",
@@ -32,6 +33,8 @@ POSITIONS_PATH: Final = "/api/runstream/1.0/positions"
 """GET: where the log ends."""
 ARTIFACT_PATH: Final = "/api/runstream/1.0/artifact"
 """GET: the size of one artifact."""
+CLIENT_HEADER: Final = "x-runstream-client"
+"""Sent by our own clients with every request."""
 CONTENT_TYPE: Final = "application/vnd.runstream.events"
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 """Frames of one request, before compression."""

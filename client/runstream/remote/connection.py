@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
+from runstream_schemas.delivery import CLIENT_HEADER
+
 from ..errors import UnavailableError
 from .login import Login
 
@@ -176,9 +178,8 @@ class Connection:
                     raise self._away(exc) from exc
 
     def _headers(self) -> dict[str, str]:
-        return {
-            "User-Agent": "runstream", "Accept": "application/json", **self._login.headers(), **self._proxy_headers
-        }  # fmt: skip
+        own = {"User-Agent": "runstream", "Accept": "application/json", CLIENT_HEADER: "1"}
+        return {**own, **self._login.headers(), **self._proxy_headers}
 
     def _target(self, path: str, query: Mapping[str, str]) -> str:
         target = f"{self._prefix}{quote(path)}" + (f"?{urlencode(query)}" if query else "")

@@ -23,8 +23,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[a-zA-Z]:")
 
 
-def clean_path(path: str) -> str:
+def clean_path(path: str, *, number_sign: bool = False) -> str:
     """`path` in normal form, relative and inside its root; "" for the root itself.
+
+    Args:
+        number_sign: whether `#` is taken, which MLflow refuses and our own clients may have in names.
 
     Raises:
         ApiError: it is absolute, climbs with `..` (also percent-encoded, at any depth), has a scheme, a drive, a
@@ -43,7 +46,7 @@ def clean_path(path: str) -> str:
             len(candidate) > MAX_PATH_CHARS
             or _CONTROL.search(candidate)
             or "\\" in candidate
-            or "#" in candidate
+            or ("#" in candidate and not number_sign)
             or candidate.startswith(("/", "~"))
             or ".." in candidate.split("/")
             or _DRIVE.match(candidate)

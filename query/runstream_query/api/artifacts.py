@@ -25,6 +25,7 @@ from runstream.entities import FileInfo
 from runstream.errors import ArtifactError, InvalidInputError, NotFoundError
 from runstream.storage.store import ArtifactStore, local_path_of, open_store
 from runstream.transport import Event
+from runstream_schemas.delivery import CLIENT_HEADER
 
 from .artifact_root import clean_path
 from .backend import Backend
@@ -40,6 +41,11 @@ _ATTACHMENT_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'",
 }
+
+
+def proxied_path(request: Request, path: str) -> str:
+    """`clean_path` of a path that came to the proxy; `#` is for our own clients."""
+    return clean_path(path, number_sign=CLIENT_HEADER in request.headers)
 
 
 class ListArtifacts(Message):
@@ -152,7 +158,7 @@ async def _list_run(backend: Backend, request: Request) -> Response:
 
 async def _list_proxied(backend: Backend, request: Request) -> Response:
     message = await read(ListProxied, request)
-    path = clean_path(message.path or "")
+    path = proxied_path(request, message.path or "")
     entries = await run_in_threadpool(_list, artifact_store(backend), path)
     return JsonResponse({"files": _files(entries, path)} if entries else {})
 
@@ -206,7 +212,7 @@ async def download(backend: Backend, path: str) -> Response:
 
 
 async def _download(backend: Backend, request: Request) -> Response:
-    return await download(backend, clean_path(request.path_params["path"]))
+    return await download(backend, proxied_path(request, request.path_params["path"]))
 
 
 async def _get_artifact(backend: Backend, request: Request) -> Response:
@@ -311,7 +317,8 @@ async def store_body(
 
 
 async def _upload(backend: Backend, request: Request) -> Response:
-    await store_body(backend, request, clean_path(request.path_params["path"]), backend.max_artifact_bytes)
+    path = proxied_path(request, request.path_params["path"])
+    await store_body(backend, request, path, backend.max_artifact_bytes)
     return Empty()
 
 
@@ -353,7 +360,7 @@ def _remove(store: ArtifactStore, path: str) -> list[str]:
 
 
 async def _delete(backend: Backend, request: Request) -> Response:
-    path = clean_path(request.path_params["path"])
+    path = proxied_path(request, request.path_params["path"])
     if not path:
         raise invalid("Invalid path")
     gone = await run_in_threadpool(_remove, artifact_store(backend), path)

@@ -261,7 +261,7 @@ class Delivery:
         """The size of one file below the artifact root."""
         try:
             store = artifact_store(self._backend())
-            clean = clean_path(path)
+            clean = clean_path(path, number_sign=True)
             size = await run_in_threadpool(store.size, clean) if clean else None
             return JsonResponse({"size_bytes": size})
         except ArtifactError as exc:
