@@ -95,6 +95,22 @@ def encode_frame(time_ms: int, fingerprint: bytes, key: str, body: bytes) -> byt
     return _HEAD.pack(MAGIC, zlib.crc32(rest)) + rest
 
 
+def whole_frames(buffer: bytes) -> Iterator[Frame | Damage]:
+    """Split `buffer` into frames; ends with a `Damage` at the first byte where none begins or one is cut short.
+
+    Nothing is searched for behind damage, so a hostile buffer costs no more than an honest one.
+    """
+    view = memoryview(buffer)
+    at = 0
+    while at < len(view):
+        frame = _frame_at(view, at, 0)
+        if not isinstance(frame, Frame):
+            yield Damage(at, len(view), "no whole frame: magic, size or checksum does not fit")
+            return
+        yield frame
+        at = frame.next_offset
+
+
 def read_frames(buffer: bytes, offset: int) -> Iterator[Frame | Damage | Incomplete]:
     """Split `buffer`, whose first byte has stream offset `offset`, into frames.
 

@@ -39,7 +39,7 @@ from runstream_schemas.delivery import (
 )
 from runstream_schemas.limits import MAX_BODY_BYTES, MAX_RUN_ID_CHARS
 from runstream_schemas.names import FIRST_PARTITION_EVENTS, STREAM_OF, EventName
-from runstream_schemas.segment import Frame, read_frames
+from runstream_schemas.segment import Frame, whole_frames
 
 from .problems import answer
 
@@ -325,7 +325,7 @@ class Delivery:
             raise (_too_large(str(exc)) if exc.too_large else invalid(str(exc))) from exc
         found: list[Checked | None] = []
         refused: dict[int, str] = {}
-        for item in read_frames(data, 0):
+        for item in whole_frames(data):
             if not isinstance(item, Frame):
                 raise invalid(f"The body holds no whole frame at byte {item.offset}: it was damaged on its way.")
             if len(found) >= MAX_REQUEST_EVENTS:
