@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from .config import Settings
 from .errors import ArtifactError, InvalidInputError
 
-__all__ = ["artifact_root", "full_artifact_uri", "location_uri", "stored_artifact_uri"]
+__all__ = ["PROXY_SCHEME", "artifact_root", "full_artifact_uri", "location_uri", "stored_artifact_uri"]
+
+PROXY_SCHEME: Final = "mlflow-artifacts:/"
+"""Artifact addresses below a server's root, as MLflow's clients know them."""
 
 
 def artifact_root(settings: Settings) -> str:
@@ -22,8 +26,6 @@ def artifact_root(settings: Settings) -> str:
         return location_uri(settings.artifact_root)
     directory = settings.data_directory
     if settings.scheme == "http":
-        from .remote.server import PROXY_SCHEME
-
         return PROXY_SCHEME.rstrip("/")
     if directory is None and settings.store_uri and "://" not in settings.store_uri:
         return Path(settings.store_uri).absolute().joinpath("artifacts").as_uri()
@@ -65,7 +67,7 @@ def stored_artifact_uri(settings: Settings, experiment_id: str, run_id: str, loc
 
 def full_artifact_uri(settings: Settings, stored: str) -> str:
     """The full address behind a stored one; a relative one itself where the root is not known."""
-    if "://" in stored or stored.startswith("mlflow-artifacts:"):
+    if "://" in stored or stored.startswith(PROXY_SCHEME):
         return stored
     try:
         return f"{artifact_root(settings)}/{stored}"

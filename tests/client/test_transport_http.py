@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +33,8 @@ from runstream_schemas.delivery import CONTENT_TYPE, EVENTS_PATH, decompress
 from runstream_schemas.names import METRICS
 from runstream_schemas.segment import Frame, read_frames
 from tests.services.delivery_server import delivery_server
+
+from .directory_log import logged
 
 SECONDS = 20.0
 FINGERPRINT = codec.current("metric_batch").fingerprint
@@ -279,6 +284,39 @@ def test_real_server_takes_what_the_recorder_logs(tmp_path: Path) -> None:
         report = recorder.close(SECONDS)
     assert report.complete and report.delivered_points == 5_000
     assert report.positions == DirectoryTransport(log).end_positions(1.0)
+
+
+def test_a_forked_child_delivers_by_itself(tmp_path: Path) -> None:
+    """Parent and child log on after a fork between two deliveries: everything of both arrives, each point once."""
+    log = tmp_path / "data" / "log"
+    with delivery_server(log) as url:
+        code = f"""
+import os, sys
+from pathlib import Path
+from runstream.config import Settings
+from runstream.recorder import Recorder
+recorder = Recorder(Settings.from_environment(tracking_uri={url!r}))
+channel = recorder.run_channel("a" * 32)
+channel.log_metric("parent", 1.0)
+assert recorder.flush(20).complete
+pid = os.fork()
+if pid == 0:
+    channel.log_metric("child", 2.0)
+    done = recorder.flush(20).complete
+    recorder.close(20)
+    os._exit(0 if done else 1)
+channel.log_metric("parent", 3.0)
+assert recorder.flush(20).complete
+assert os.waitpid(pid, 0)[1] == 0
+recorder.close(20)
+"""
+        environment = {"RUNSTREAM_DELIVERY": "server", "RUNSTREAM_JOURNAL_DIR": str(tmp_path / "journal")}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+    values = [value for name, fields in logged(log.parent) if name == "metric_batch" for value in fields["values"]]
+    assert sorted(values) == [1.0, 2.0, 3.0]
 
 
 def test_secrets_show_nowhere(script: Script, tmp_path: Path) -> None:

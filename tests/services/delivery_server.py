@@ -1,4 +1,4 @@
-"""The server's delivery routes on a real port of this process, over a directory log and nothing else."""
+"""The server's delivery and artifact routes on a real port of this process, over a directory log and nothing else."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from starlette.types import ASGIApp
 
 from runstream.transport import Transport
 from runstream.transport.directory import DirectoryTransport
+from runstream_query.api import artifacts
 from runstream_query.api.artifact_root import ArtifactRoot
 from runstream_query.api.backend import Backend
+from runstream_query.api.routing import EndpointTable
 from runstream_query.server.appender import EventAppender
 from runstream_query.server.delivery import Check, Delivery, ServerDescription, checked
+from runstream_query.server.problems import answer
 
 from .process import wait_until
 
@@ -60,6 +63,7 @@ def delivery_server(
         check,
     )
     app.include_router(delivery.router)
+    app.router.routes.insert(0, EndpointTable(lambda: held["backend"], artifacts.ENDPOINTS, answer))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(100)

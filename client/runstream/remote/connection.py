@@ -1,26 +1,30 @@
 """HTTP to one server over kept-alive connections, with `http.client`: requests, answers, and errors for people.
 
-Redirects are not followed: credentials go to the address that was given and to no other.
+Everything that it needs is imported with it: threads use it, and none may import while another thread forks. Redirects
+are not followed: credentials go to the address that was given and to no other.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import json
 import os
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlencode, urlsplit
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPResponse
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from runstream_schemas.delivery import CLIENT_HEADER
 
 from ..errors import UnavailableError
 from .login import Login
-
-if TYPE_CHECKING:
-    from http.client import HTTPConnection, HTTPResponse
 
 __all__ = ["LOOPBACK", "Answer", "Connection", "RequestError", "Upload"]
 
@@ -191,8 +195,6 @@ class Connection:
     def _connect(self) -> HTTPConnection:
         if self._open is not None:
             return self._open
-        import http.client
-
         proxy = _proxy("https" if self._secure else "http", self._host)
         host, port, login = proxy if proxy is not None else (self._host, self._port, {})
         connection: HTTPConnection
@@ -253,8 +255,6 @@ class Connection:
         return f"{self.uri} answers {status}" + (f": {message}" if message else "")
 
     def _away(self, exc: BaseException) -> RequestError:
-        import ssl
-
         if isinstance(exc, RequestError):
             return exc
         if isinstance(exc, ssl.SSLCertVerificationError):
@@ -338,8 +338,6 @@ def _retry_after(text: str | None, status: int) -> float | None:
     try:
         seconds = float(text)
     except ValueError:
-        from email.utils import parsedate_to_datetime
-
         try:
             seconds = parsedate_to_datetime(text).timestamp() - time.time()
         except (ValueError, TypeError):
@@ -351,17 +349,12 @@ def _proxy(scheme: str, host: str) -> tuple[str, int, dict[str, str]] | None:
     """(host, port, headers) of the proxy that the environment names for this host; loopback needs none."""
     if host in LOOPBACK or not any(f"{scheme}_proxy" == name.lower() for name in os.environ):
         return None
-    from urllib.request import getproxies, proxy_bypass
-
     uri = getproxies().get(scheme)
     if not uri or proxy_bypass(host):
         return None
     parts = urlsplit(uri if "://" in uri else f"http://{uri}")
     headers = {}
     if parts.username:
-        import base64
-        from urllib.parse import unquote
-
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
         headers["Proxy-Authorization"] = "Basic " + base64.b64encode(pair).decode("ascii")
     return parts.hostname or "", parts.port or 80, headers

@@ -18,14 +18,13 @@ from urllib.parse import urlsplit
 
 from runstream_schemas.delivery import MAX_REQUEST_BYTES, MAX_REQUEST_EVENTS, SERVER_PATH
 
+from ..addresses import PROXY_SCHEME
 from ..config import Settings
 from .connection import LOOPBACK, Connection
 from .login import Login
 
-__all__ = ["PROXY_SCHEME", "Server", "ServerInfo", "host_mark", "server_of"]
+__all__ = ["Server", "ServerInfo", "host_mark", "server_of"]
 
-PROXY_SCHEME: Final = "mlflow-artifacts:/"
-"""Artifact addresses below the server's root, as MLflow's clients know them."""
 INFO_SECONDS: Final = 300.0
 MAX_IDLE_CONNECTIONS: Final = 8
 

@@ -7,6 +7,7 @@ arrives by both, so changing over in the middle loses and doubles nothing.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -125,9 +126,8 @@ class _Look(threading.Thread):
             if self._settings.delivery == "server":
                 self.route = _Route(info, None, "RUNSTREAM_DELIVERY=server")
                 return
-            with importing:  # before anything of Kafka is touched: a fork must not find it half imported
-                if info.log_uri.startswith("kafka:"):
-                    from . import kafka  # noqa: F401
+            with importing:  # all that the look needs: a fork must not find it half imported
+                _load(info)
             self.route = _Route(info, *direct_transport(info))
         except RequestError as exc:
             self.failure = TransportError(str(exc), retryable=True, retry_after_seconds=exc.retry_after_seconds)
@@ -283,6 +283,14 @@ class _All:
         for receipt in self._receipts:
             found.update(receipt.result(max(0.0, deadline - time.monotonic())))
         return found
+
+
+def _load(info: ServerInfo) -> None:
+    names = ["..journal.place", "..storage.store", ".directory", "runstream_schemas.place"]
+    if info.log_uri.startswith("kafka:"):
+        names.append(".kafka")
+    for name in names:
+        importlib.import_module(name, __package__)
 
 
 def _name(event: Event) -> EventName | None:
