@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from runstream_schemas import identity
 
-from .config import Settings
+from .addresses import PROXY_SCHEME
 from .entities import FileInfo
 from .errors import InvalidInputError, InvalidTypeError
 from .events import EventWriter
@@ -31,6 +31,9 @@ from .validation import check_key, check_time_ms
 
 __all__ = ["RunArtifacts", "download"]
 
+_INTRODUCTION_SECONDS: Final = 10.0
+"""How long the first upload of a run waits until a server knows of the run."""
+
 
 class RunArtifacts:
     """Files of one run. Every upload blocks until it is complete; errors of storage are raised, as ArtifactError."""
@@ -46,7 +49,7 @@ class RunArtifacts:
     def store(self) -> ArtifactStore:
         """The store below `uri`, opened when first used in each process."""
         if self._store is None or self._store[0] != os.getpid():
-            self._store = (os.getpid(), _opened(self._writer.settings, self.uri))
+            self._store = (os.getpid(), _opened(self._writer, self.uri))
         return self._store[1]
 
     def uri_of(self, path: object = None) -> str:
@@ -165,12 +168,16 @@ class RunArtifacts:
         self._recorded[uploaded.path] = (uploaded.size_bytes, uploaded.digest)
 
 
-def _opened(settings: Settings, uri: str) -> ArtifactStore:
-    if settings.scheme != "http":
+def _opened(writer: EventWriter, uri: str) -> ArtifactStore:
+    if writer.settings.scheme != "http":
         return open_store(uri)
     from .remote.artifacts import open_artifacts
 
-    return open_artifacts(settings, uri)
+    store = open_artifacts(writer.settings, uri)
+    if uri.startswith(PROXY_SCHEME) and not store.is_local:
+        # A server with permissions asks whose run it is: it must have heard of the run first.
+        writer.recorder.flush(_INTRODUCTION_SECONDS)
+    return store
 
 
 def download(store: ArtifactStore, path: object, folder: object, progress: ProgressCallback | None) -> str:

@@ -99,6 +99,41 @@ def test_with_authentication_the_same_holds(tmp_path: Path, data: Path) -> None:
         assert not any(token in everything for token in tokens.values())
 
 
+def test_a_limited_token_delivers_to_its_experiment_alone(tmp_path: Path, data: Path) -> None:
+    """Events of another experiment are kept aside, one by one, and hold up nothing; its files are refused."""
+    file = tmp_path / "auth.json"
+    limited, admin = _new_token(file, "write"), _new_token(file, "admin")
+    for arguments in (["edit", "--experiment", "mine"], ["none", "--all-others"]):
+        command = ["-m", "runstream", "server", "auth", "grant", "write", *arguments, "--file", str(file)]
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    client = {**THROUGH, "RUNSTREAM_TRACKING_TOKEN": admin}
+    with DeliveryLine(tmp_path, str(data), client=client, arguments=["--auth-file", str(file)]) as line:
+        made = line.command("experiments", "create", "others")  # what the limited one makes would be theirs
+        assert made.returncode == 0, made.stderr
+        line._client["RUNSTREAM_TRACKING_TOKEN"] = limited
+        done = line.python(
+            """
+import runstream, logging
+for name in ("mine", "others", "mine"):
+    runstream.set_experiment(name)
+    with runstream.start_run(run_name=name):
+        runstream.log_metric("loss", 1.0)
+        try:
+            runstream.log_text("x", "a#b.txt")
+        except runstream.errors.RunstreamError as exc:
+            print(name, "refused")
+report = runstream.flush(60)
+print(report.complete, report.refused_events > 0)
+"""
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == ["others refused", "True True"], done.stdout + done.stderr
+        line._client["RUNSTREAM_TRACKING_TOKEN"] = admin
+        rows = line.sql("SELECT experiment_name AS name, status, count() AS n FROM runs GROUP BY name, status")
+        assert rows == [{"name": "mine", "status": "FINISHED", "n": 2}]
+        assert line.sql("SELECT count() AS n FROM metrics") == [{"n": 2}]
+
+
 def test_on_the_servers_machine_events_go_to_its_directory(tmp_path: Path, data: Path) -> None:
     """The data directory is the same to both: the server's end stops nothing, and reading finds everything after it."""
     with DeliveryLine(tmp_path, str(data)) as line:

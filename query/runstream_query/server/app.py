@@ -38,6 +38,7 @@ from .audit import Act, Audit
 from .auth import AuthFile, AuthFileError
 from .authenticator import Authenticator
 from .delivery import Delivery, ServerDescription
+from .delivery_guard import DeliveryGuard
 from .description import describe_server
 from .gateway import Gateway
 from .login import Login
@@ -238,7 +239,8 @@ def create_app(settings: ServerSettings) -> ASGIApp:
     app.router.routes.insert(0, table)
     app.include_router(Operations(server).router)
     app.router.routes.extend(Login(server).routes())
-    app.include_router(Delivery(server.backend, server.description, server.log_ends).router)
+    guard = DeliveryGuard(server.backend, server.owner_of, server.audit)
+    app.include_router(Delivery(server.backend, server.description, server.log_ends, guard).router)
     app.router.routes.extend(SqlProxy(server.sql_locator, server.wait).routes())
     describe(app, ENDPOINTS)
     front = table.in_front_of(app, settings.root_path)

@@ -20,7 +20,9 @@ from typing import Literal
 from starlette.types import Scope
 
 logger = logging.getLogger("runstream.server")
-Act = Literal["login", "login-failed", "logout", "denied", "delete", "restore", "rename", "grant", "users-changed"]
+Act = Literal[
+    "login", "login-failed", "logout", "denied", "delete", "purge", "restore", "rename", "grant", "users-changed"
+]
 MAX_TEXT_CHARS = 300
 
 

@@ -7,9 +7,9 @@ All of a request is appended or none of it: where an event can never be taken, t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -159,8 +159,35 @@ class Checked:
 
 
 Check = Callable[[Frame], Checked]
-Authorize = Callable[[Request, Sequence[Event]], Awaitable[None]]
-"""Raises ApiError where the caller may not append these events."""
+
+
+class Guard(Protocol):
+    """Who may do what; see `permission`. Each method raises ApiError, 403 above all, where the caller may not."""
+
+    async def append(self, request: Request, events: Sequence[Event]) -> None:
+        """Before these events are appended."""
+        ...
+
+    async def read_artifact(self, request: Request, path: str) -> None:
+        """Before something about the file at `path` (clean) is told."""
+        ...
+
+    def appended(self, request: Request, events: Sequence[Checked]) -> None:
+        """After these events were appended; raises nothing."""
+        ...
+
+
+class _Open:
+    """Everybody may do everything."""
+
+    async def append(self, request: Request, events: Sequence[Event]) -> None:
+        return
+
+    async def read_artifact(self, request: Request, path: str) -> None:
+        return
+
+    def appended(self, request: Request, events: Sequence[Checked]) -> None:
+        return
 
 
 def checked(frame: Frame) -> Checked:
@@ -212,7 +239,7 @@ class Delivery:
         backend: Callable[[], Backend],
         describe: Callable[[], ServerDescription],
         ends: Callable[[], Positions],
-        authorize: Authorize | None = None,
+        guard: Guard | None = None,
         check: Check = checked,
     ) -> None:
         """
@@ -222,7 +249,7 @@ class Delivery:
         self._backend = backend
         self._describe = describe
         self._ends = ends
-        self._authorize = authorize
+        self._guard: Guard = guard or _Open()
         self._check = check
         self._held_bytes = 0
         self.router = APIRouter(tags=["runstream"])
@@ -257,11 +284,12 @@ class Delivery:
         except Exception as exc:
             return answer(exc)
 
-    async def artifact(self, path: str = "") -> Response:
+    async def artifact(self, request: Request, path: str = "") -> Response:
         """The size of one file below the artifact root."""
         try:
             store = artifact_store(self._backend())
             clean = clean_path(path, number_sign=True)
+            await self._guard.read_artifact(request, clean)
             size = await run_in_threadpool(store.size, clean) if clean else None
             return JsonResponse({"size_bytes": size})
         except ArtifactError as exc:
@@ -282,13 +310,14 @@ class Delivery:
             else:
                 found, refused = await run_in_threadpool(self._read, raw, encoding)
             del raw
-            refused = refused or await self._forbidden(request, [item for item in found if item is not None])
+            events = [item for item in found if item is not None]
+            refused = refused or await self._forbidden(request, events)
             if refused:
                 return _refusal(refused)
-            events = [item.event for item in found if item is not None]
             backend = self._backend()
-            positions = await backend.append(events)
-            self._forget(backend, found)
+            positions = await backend.append([item.event for item in events])
+            self._forget(backend, events)
+            self._guard.appended(request, events)
             return _positions(positions)
         except Exception as exc:
             return answer(exc)
@@ -343,11 +372,11 @@ class Delivery:
         refused = {}
         if principal is not None and not principal.may("admin"):
             refused = {index: _FORBIDDEN for index, item in enumerate(found) if item.name == "purged"}
-        if self._authorize is None or refused:
+        if refused:
             return refused
         events = [item.event for item in found]
         try:
-            await self._authorize(request, events)
+            await self._guard.append(request, events)
         except ApiError as exc:
             if exc.status not in (400, 403, 404):
                 raise
@@ -358,11 +387,10 @@ class Delivery:
         return {}
 
     @staticmethod
-    def _forget(backend: Backend, found: Sequence[Checked | None]) -> None:
+    def _forget(backend: Backend, found: Sequence[Checked]) -> None:
         touched = Touched()
         for item in found:
-            if item is not None:
-                item.touch(touched)
+            item.touch(touched)
         for run_id in touched.runs:
             backend.forget_run(run_id)
         for experiment_id in touched.experiments | touched.lifecycles:

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runstream.transport import Event
-from runstream_query.api.artifact_root import clean_path
+from runstream_query.api.artifacts import proxied_path
 from runstream_query.api.backend import Backend
 from runstream_query.api.errors import ApiError, invalid, missing_resource
 from runstream_query.api.inputs import SearchDatasets
@@ -32,14 +32,15 @@ from runstream_query.api.runs import SearchRuns
 from runstream_query.api.validation import check_experiment_id
 from runstream_query.api.wire import JsonResponse, Message, query_fields, read
 from runstream_schemas import codec
+from runstream_schemas.delivery import EVENTS_PATH
 from runstream_schemas.identity import DEFAULT_EXPERIMENT_ID, experiment_id
 
 from .principal import Permission, Principal
 
 MAX_SEARCH_ROUNDS: Final = 50
 """Pages read to fill one page of experiments that may be read; then a shorter page is answered."""
-_UNRULED_PATHS: Final = frozenset({"/openapi.json", "/metrics", "/health", "/ready", "/version", "/ping", "/events"})
-"""Paths beside the MLflow API that a limited principal may use; /events checks each event by `check_events`."""
+_UNRULED_PATHS: Final = frozenset({"/openapi.json", "/metrics", "/health", "/ready", "/version", "/ping"})
+"""Paths beside the API that a limited principal may use. Posted events are checked one by one, by `check_events`."""
 _GUARDED: Final = (*(f"{prefix}/" for prefix in PREFIXES), "/get-artifact")
 
 
@@ -273,14 +274,14 @@ async def _create_experiment(call: Call) -> Response:
 
 
 async def _list_proxied(call: Call) -> Response:
-    path = clean_path((await call.message()).path or "")
+    path = proxied_path(call.request, (await call.message()).path or "")
     await call.require_path("read", path)
     return await call.perform()
 
 
 def _proxied(needed: Permission) -> Rule:
     async def rule(call: Call) -> Response:
-        await call.require_path(needed, clean_path(call.request.path_params["path"]))
+        await call.require_path(needed, proxied_path(call.request, call.request.path_params["path"]))
         return await call.perform()
 
     return rule
@@ -445,6 +446,16 @@ async def check_events(backend: Backend, principal: Principal, events: Sequence[
             await owner(principal.name, identity)
 
 
+async def check_path(backend: Backend, principal: Principal, needed: Permission, path: str) -> None:
+    """Whether `principal` may do `needed` with the path (clean) below the artifact root.
+
+    Raises:
+        ApiError: 403, they may not; 404, it belongs to no run that there is.
+    """
+    if principal.restricted:
+        await Call(_NO_ENDPOINT, backend, _NO_REQUEST, principal, None).require_path(needed, path)
+
+
 async def _check_run(call: Call, needed: Permission, run_id: str, started: Mapping[str, str]) -> None:
     if run_id in started:
         return  # in an experiment that was checked
@@ -509,5 +520,5 @@ async def _nothing(backend: Backend, request: Request) -> Response:
     raise NotImplementedError
 
 
-_NO_ENDPOINT: Final = Endpoint("POST", "/events", _nothing)
+_NO_ENDPOINT: Final = Endpoint("POST", EVENTS_PATH, _nothing, absolute=True)
 _NO_REQUEST: Final = Request({"type": "http", "method": "POST", "headers": []})

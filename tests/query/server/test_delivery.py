@@ -14,8 +14,8 @@ import lz4.frame
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from runstream_query.server.auth import Principal
 from runstream_query.server.delivery import Checked, RefusedEventError, Touched, checked
+from runstream_query.server.principal import Principal
 from runstream_schemas import codec
 from runstream_schemas.delivery import CONTENT_TYPE, EVENTS_PATH, MAX_REQUEST_BYTES, MAX_REQUEST_EVENTS, POSITIONS_PATH
 from runstream_schemas.limits import MAX_BODY_BYTES
