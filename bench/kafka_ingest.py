@@ -49,7 +49,8 @@ def produce(address: KafkaAddress, name: str, bodies: list[bytes], head: bytes =
     )
     headers = [(SCHEMA_HEADER, ingest.FINGERPRINT)]
     for number, body in enumerate(bodies):
-        producer.send(name, value=head + body, headers=headers, partition=number % PARTITIONS)
+        key = b"%08x0123456789abcdef01234567" % (number % 32)  # the run's id, as clients send it
+        producer.send(name, value=head + body, key=key, headers=headers, partition=number % PARTITIONS)
         if number % 20_000 == 19_999:
             producer.flush()
     producer.flush()

@@ -14,7 +14,7 @@ from runstream_schemas.limits import MAX_MESSAGE_BYTES
 from runstream_schemas.names import STREAM_OF, Stream
 
 from .dead_letter import DeadLetter, Source
-from .log import LogRecord, Unreadable
+from .log import LogBlock, LogItem, LogRecord, Unreadable
 
 __all__ = ["Batch", "BatchLimits", "Pace", "refusal"]
 
@@ -31,7 +31,7 @@ class BatchLimits:
     max_batch_points: int = 1_000_000
     """Metric points, estimated from above by the bytes of the bodies."""
     max_batch_records: int = 100_000
-    """Records: each costs about 400 bytes of Python objects, however small its body."""
+    """Records: each costs about 400 bytes of Python objects, however small its body; a block counts as one."""
 
 
 @dataclass(slots=True)
@@ -39,12 +39,13 @@ class Batch:
     """Records and dead letters on their way to one insert, and the positions that hold once it is done."""
 
     records: list[LogRecord] = field(default_factory=list)
+    blocks: list[LogBlock] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     positions: dict[tuple[Stream, int], int] = field(default_factory=dict)
     """Next offset per partition, behind the last record taken in."""
     body_bytes: int = 0
 
-    def add(self, items: Iterable[LogRecord | Unreadable]) -> None:
+    def add(self, items: Iterable[LogItem]) -> None:
         """Take in `items`; those of a partition come in order."""
         known = {(mark, STREAM_OF[schema.event]) for mark, schema in codec.schemas().items()}
         records, positions, size = self.records, self.positions, 0
@@ -57,6 +58,10 @@ class Batch:
                     records.append(item)
                     size += len(body)
                     continue
+            elif isinstance(item, LogBlock):
+                self.blocks.append(item)
+                size += len(item.payload)
+                continue
             letter = refusal(item)
             if letter is not None:
                 self.dead.append(letter)
@@ -65,8 +70,10 @@ class Batch:
     def drop(self, partitions: Collection[tuple[Stream, int]]) -> None:
         """Forget everything of `partitions`: another worker has them now."""
         self.records = [record for record in self.records if (record.stream, record.partition) not in partitions]
+        self.blocks = [block for block in self.blocks if (block.stream, block.partition) not in partitions]
         self.dead = [one for one in self.dead if (one.source.stream, one.source.partition) not in partitions]
         self.body_bytes = sum(len(record.body or b"") for record in self.records)
+        self.body_bytes += sum(len(block.payload) for block in self.blocks)
         for partition in partitions:
             self.positions.pop(partition, None)
 
@@ -75,8 +82,12 @@ class Batch:
         return (
             self.body_bytes >= limits.max_batch_bytes
             or self.body_bytes >= limits.max_batch_points * MIN_POINT_BYTES
-            or len(self.records) + len(self.dead) >= limits.max_batch_records
+            or len(self.records) + len(self.blocks) + len(self.dead) >= limits.max_batch_records
         )
+
+    def count(self) -> int:
+        """Records of the log in it, those that go to the dead letters included."""
+        return len(self.records) + sum(map(len, self.blocks)) + len(self.dead)
 
     def __bool__(self) -> bool:
         return bool(self.positions)

@@ -11,17 +11,19 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from runstream_schemas.names import Stream, landing_table
 
 from .batch import Batch, letter_of
+from .block import LANDING, columns, frame_blocks
 from .dead_letter import DeadLetter, DeadLetters
 from .errors import StoreBusy, StoreError, SystemicFailure
 from .frame import Framed, frame
-from .log import LogRecord
+from .log import LogBlock, LogRecord
 from .metrics import Metrics
-from .poison import isolate
+from .poison import isolate, sound_blocks
 from .store import Store
 
 __all__ = ["Abandoned", "Committer", "DeadLetterLimits", "Retry", "read_positions", "write_positions"]
@@ -83,8 +85,8 @@ class Committer:
             Abandoned: the worker stops and the store is away.
             SystemicFailure: the store refuses everything, or too much.
         """
-        dead = list(batch.dead) + self.insert(batch.records)
-        self._gauge.count(len(batch.records) + len(batch.dead), dead)
+        dead = list(batch.dead) + self._insert_blocks(batch)
+        self._gauge.count(batch.count(), dead)
         if dead:
             dead.sort(key=lambda letter: letter.source)
             self.patiently(lambda: self._dead_letters.put(dead), "dead letters")
@@ -97,8 +99,48 @@ class Committer:
             )
         self.patiently(lambda: write_positions(self._store, batch.positions), "positions")
 
-    def insert(self, records: Sequence[LogRecord]) -> list[DeadLetter]:
+    def _insert_blocks(self, batch: Batch) -> list[DeadLetter]:
+        """Store the batch, blocks whole where they are sound, and record by record where not."""
+        records = list(batch.records)
+        stored: Sequence[LogBlock] = ()
+        try:
+            self._send_blocks(batch.blocks)
+            stored = batch.blocks
+        except StoreBusy:
+            raise
+        except StoreError as exc:
+            stored = sound_blocks(self._store, batch.blocks, exc, lambda call: self.patiently(call, "probe"))
+            try:
+                self._send_blocks(stored)
+            except StoreBusy:
+                raise
+            except StoreError:
+                stored = ()  # sound for the probe and refused all the same: single records show whose fault it is
+            whole = {id(block) for block in stored}
+            apart = [block for block in batch.blocks if id(block) not in whole]
+            _log.info(
+                "%d of %d blocks of metrics do not decode as such: record by record", len(apart), len(batch.blocks)
+            )
+            for block in apart:
+                taken = Batch()
+                taken.add(block.take_apart())
+                records += taken.records
+                batch.dead += taken.dead
+        return self.insert(records, stored)
+
+    def _send_blocks(self, blocks: Sequence[LogBlock]) -> None:
+        by_schema: dict[bytes, list[LogBlock]] = {}
+        for block in blocks:
+            by_schema.setdefault(block.fingerprint, []).append(block)
+        for fingerprint, group in by_schema.items():
+            insert = partial(self._store.insert, LANDING, columns(fingerprint), frame_blocks(group))
+            self.patiently(insert, f"insert into {LANDING}")
+
+    def insert(self, records: Sequence[LogRecord], blocks: Sequence[LogBlock] = ()) -> list[DeadLetter]:
         """Store `records`, which are fit for framing; the letters of those that cannot be stored.
+
+        Args:
+            blocks: what is stored already, and may hold records that make no sense.
 
         Raises:
             Abandoned, SystemicFailure: as in `commit`.
@@ -109,7 +151,7 @@ class Committer:
             stored, poison = self._insert(framed)
             inserted += stored
             dead += poison
-        return dead + self._rejected(inserted)
+        return dead + self._rejected(inserted, blocks)
 
     def _insert(self, framed: Framed) -> tuple[Sequence[LogRecord], list[DeadLetter]]:
         try:
@@ -130,14 +172,15 @@ class Committer:
         table = landing_table(framed.event)
         self.patiently(lambda: self._store.insert(table, framed.columns, framed.chunks), f"insert into {table}")
 
-    def _rejected(self, records: Sequence[LogRecord]) -> list[DeadLetter]:
+    def _rejected(self, records: Sequence[LogRecord], blocks: Sequence[LogBlock]) -> list[DeadLetter]:
         """Dead letters of the records that the landing tables rejected."""
-        if not records:
+        if not records and not blocks:
             return []
         ranges: dict[tuple[Stream, int], tuple[int, int]] = {}
-        for place in {(record.stream, record.partition) for record in records}:
-            offsets = [record.offset for record in records if (record.stream, record.partition) == place]
-            ranges[place] = (min(offsets), max(offsets))
+        items: list[LogRecord | LogBlock] = [*records, *blocks]
+        for item in items:
+            low, high = ranges.get((item.stream, item.partition), (item.offset, item.offset))
+            ranges[item.stream, item.partition] = (min(low, item.offset), max(high, item.next_offset - 1))
         condition = " OR ".join(
             f"(stream = '{stream}' AND partition = {partition} AND log_offset BETWEEN {low} AND {high})"
             for (stream, partition), (low, high) in ranges.items()
@@ -149,6 +192,12 @@ class Committer:
         if not rows:
             return []
         by_place = {(record.stream, record.partition, record.offset): record for record in records}
+        for block in blocks:
+            if any(
+                (stream, partition) == (block.stream, block.partition) and block.offset <= offset < block.next_offset
+                for stream, partition, offset, _ in rows
+            ):
+                by_place |= {(one.stream, one.partition, one.offset): one for one in block.take_apart()}
         return [
             letter_of(by_place[stream, partition, offset], f"makes no sense: {reason}")
             for stream, partition, offset, reason in rows

@@ -20,7 +20,7 @@ from runstream_schemas.names import EventName
 
 from .log import LogRecord
 
-__all__ = ["LOG_MARK", "Framed", "frame", "varint"]
+__all__ = ["CHUNK_BYTES", "LOG_MARK", "Framed", "file_head", "frame", "varint"]
 
 LOG_MARK: Final = 1_381_192_526
 """Stands behind every body. The landing tables reject a row in which it reads as anything else, which is how a body
@@ -62,6 +62,14 @@ def varint(number: int) -> bytes:
     return _LOW14[doubled & 0x3FFF] + _rest(doubled >> 14)
 
 
+def file_head(schema: bytes) -> tuple[bytes, bytes]:
+    """The head of an Avro Object Container File without compression, and the sync marker that ends its blocks."""
+    sync = os.urandom(16)
+    pairs = ((b"avro.schema", schema), (b"avro.codec", b"null"))
+    meta = b"".join(varint(len(name)) + name + varint(len(value)) + value for name, value in pairs)
+    return b"Obj\x01" + varint(len(pairs)) + meta + varint(0) + sync, sync
+
+
 @cache
 def _header(fingerprint: bytes) -> _Header:
     """The file header of one writer schema, with the log's columns around the writer's fields."""
@@ -70,10 +78,7 @@ def _header(fingerprint: bytes) -> _Header:
     before = [{"name": name, "type": "long"} for name in ("log_partition", "log_offset", "log_time")]
     definition["fields"] = [*before, *schema.definition["fields"], {"name": "log_mark", "type": "long"}]
     text = json.dumps(definition, separators=(",", ":")).encode("utf-8")
-    sync = os.urandom(16)
-    pairs = ((b"avro.schema", text), (b"avro.codec", b"null"))
-    meta = b"".join(varint(len(name)) + name + varint(len(value)) + value for name, value in pairs)
-    head = b"Obj\x01" + varint(len(pairs)) + meta + varint(0) + sync
+    head, sync = file_head(text)
     columns = tuple(field["name"] for field in definition["fields"])
     return _Header(schema.event, columns, head, varint(LOG_MARK) + sync)
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from runstream_schemas import codec
 
+from .block import PROBE, columns, frame_blocks
 from .errors import StoreBusy, StoreError, SystemicFailure
 from .frame import Framed, frame
-from .log import LogRecord
+from .log import LogBlock, LogRecord
 from .store import Store
 
-__all__ = ["Isolated", "isolate"]
+__all__ = ["Isolated", "isolate", "sound_blocks"]
 
 Call = Callable[[Callable[[], None]], None]
 """Runs a store call, again while the store is busy."""
@@ -67,6 +68,42 @@ def isolate(store: Store, framed: Framed, cause: StoreError, call: Call) -> Isol
     if not poison:
         raise SystemicFailure(f"the store refuses {framed.event} bodies that all decode: {cause}") from cause
     return Isolated(survivors, poison)
+
+
+def sound_blocks(store: Store, blocks: Sequence[LogBlock], cause: StoreError, call: Call) -> list[LogBlock]:
+    """Those of `blocks`, in order, that decode and hold together as blocks; nobody is blamed for the others yet.
+
+    Args:
+        cause: the refusal that started it.
+        call: as for `isolate`.
+
+    Raises:
+        SystemicFailure: the refusal blames the database or the account.
+    """
+    if cause.systemic:
+        raise SystemicFailure(f"the store refuses every block of metrics: {cause}") from cause
+    sound: list[LogBlock] = []
+    work: list[Sequence[LogBlock]] = [blocks]
+    while work:
+        part = work.pop()
+        if _probe_blocks(store, part, call):
+            sound.extend(part)
+        elif len(part) > 1:
+            middle = len(part) // 2
+            work += [part[middle:], part[:middle]]
+    return sound
+
+
+def _probe_blocks(store: Store, blocks: Sequence[LogBlock], call: Call) -> bool:
+    try:
+        call(lambda: store.insert(PROBE, columns(blocks[0].fingerprint), frame_blocks(blocks)))
+    except StoreBusy:
+        raise
+    except StoreError as exc:
+        if exc.systemic:
+            raise SystemicFailure(f"the store refuses a probe of metrics: {exc}") from exc
+        return False
+    return True
 
 
 def _probe(store: Store, records: Sequence[LogRecord], call: Call) -> StoreError | None:

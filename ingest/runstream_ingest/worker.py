@@ -326,8 +326,10 @@ class _Inserter:
         self._committer.commit(batch)
         self._waiting_since = None
         ended = time.monotonic()
-        times = [record.time_ms for record in batch.records]
-        self._metrics.batch(len(batch.records), batch.body_bytes, ended - started, min(times, default=None))
+        times = [record.time_ms for record in batch.records] + [block.time_ms for block in batch.blocks]
+        self._metrics.batch(
+            batch.count() - len(batch.dead), batch.body_bytes, ended - started, min(times, default=None)
+        )
         self._count_parts(ended)
         with self._condition:
             self._pace.inserted(ended - started, self._parts)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from runstream_schemas.names import Stream
 
 from ..errors import IngestError
 
-__all__ = ["EventLog", "LogError", "LogRecord", "Positions", "Unreadable"]
+__all__ = ["EventLog", "LogBlock", "LogError", "LogItem", "LogRecord", "Positions", "Unreadable"]
 
 Positions = Mapping[tuple[Stream, int], int]
 """(stream, partition) -> next offset to read. A committed offset is always the next one."""
@@ -51,6 +51,32 @@ class Unreadable:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class LogBlock:
+    """Neighbouring metric records of one schema that nobody has taken apart (see `block`)."""
+
+    stream: Stream
+    partition: int
+    offset: int
+    next_offset: int
+    """Behind the last record: every offset from `offset` on is one record of the block."""
+    time_ms: int
+    """Broker's clock, UTC milliseconds: the first record's, or that of all if `shared_time`."""
+    shared_time: bool
+    fingerprint: bytes
+    payload: bytes = field(repr=False)
+    """The records as Kafka lays them out in a batch, without compression."""
+    take_apart: Callable[[], Sequence[LogRecord]] = field(repr=False, compare=False)
+    """The records, one by one."""
+
+    def __len__(self) -> int:
+        return self.next_offset - self.offset
+
+
+LogItem = LogRecord | LogBlock | Unreadable
+"""What a log is made of; each covers the offsets from `offset` up to `next_offset` of its partition."""
+
+
 class EventLog(Protocol):
     """Tails the log on behalf of one worker. Called by one thread.
 
@@ -75,7 +101,7 @@ class EventLog(Protocol):
         """
         ...
 
-    def poll(self, timeout_seconds: float) -> Sequence[LogRecord | Unreadable]:
+    def poll(self, timeout_seconds: float) -> Sequence[LogItem]:
         """New records, in order per partition; empty when none came in time. Never skips a range silently.
 
         Raises:

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from runstream_schemas.kafka_address import KafkaAddress, KafkaSecurity, open_client
-from runstream_schemas.names import SCHEMA_HEADER, STREAMS, Stream, consumer_group, topic
+from runstream_schemas.names import STREAMS, Stream, consumer_group, topic
 
 from ..errors import SettingsError
-from . import LogError, LogRecord, Positions, Unreadable
+from . import LogError, LogItem, Positions, Unreadable
 from .kafka_dead_letters import KafkaDeadLetters
+from .kafka_records import deliver_batches
 from .kafka_watch import TopicWatch
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class KafkaLog:
         self._waiting: set[Place] = set()
         self._started: set[Place] = set()
         self._lost: set[Place] = set()
-        self._found: list[LogRecord | Unreadable] = []
+        self._found: list[LogItem] = []
         """Ranges found unreadable that `poll` has yet to return."""
         self._retried: dict[Place, int] = {}
         self._to_commit: dict[Place, int] = {}
@@ -129,7 +130,7 @@ class KafkaLog:
             if not self._paused:
                 self._consumer.resume(self._partition(place))
 
-    def poll(self, timeout_seconds: float) -> Sequence[LogRecord | Unreadable]:
+    def poll(self, timeout_seconds: float) -> Sequence[LogItem]:
         self._watch.check()
         consumer = self._connect()
         if consumer is None:
@@ -148,26 +149,10 @@ class KafkaLog:
             return found
         if polled:
             self._away = False
-        for partition, records in polled.items():
-            stream = self._streams[partition.topic]
-            place = (stream, partition.partition)
+        for partition, items in polled.items():
             with self._lock:
-                if place not in self._started:
-                    continue
-            number = partition.partition
-            found += [
-                LogRecord(
-                    stream,
-                    number,
-                    record.offset,
-                    record.offset + 1,
-                    max(0, record.timestamp),
-                    record.key,
-                    _fingerprint(record.headers),
-                    record.value,
-                )
-                for record in records
-            ]
+                if (self._streams[partition.topic], partition.partition) in self._started:
+                    found += items
         return found
 
     def commit(self, positions: Positions) -> None:
@@ -269,6 +254,7 @@ class KafkaLog:
             self._say_away(exc)
             return None
         self._away = False
+        deliver_batches(self._consumer, self._streams)
         self._consumer.subscribe(sorted(self._streams), listener=_listener(self))
         return self._consumer if self._know_topics(self._consumer) else None
 
@@ -486,13 +472,6 @@ def _listener(log: KafkaLog) -> Any:
             log._given(assigned)
 
     return Listener()
-
-
-def _fingerprint(headers: Sequence[tuple[str, bytes | None]]) -> bytes | None:
-    for name, value in headers:
-        if name == SCHEMA_HEADER:
-            return value
-    return None
 
 
 def _retention_gap(place: Place, offset: int, begin: int) -> Unreadable:
