@@ -28,6 +28,8 @@ PROBE: Final = "probe_metric_block"
 """Has the checks of `LANDING` and keeps nothing."""
 
 _BEFORE: Final = ("length", "attributes", "timestamp_delta", "offset_delta")
+_NO_KEY: Final = b"\x01"
+"""Kafka's length of a null, -1."""
 _END: Final = b"\x00" + varint(LOG_MARK)
 """The array's end, and the mark that must follow it."""
 
@@ -46,7 +48,19 @@ def fingerprint_of(payload: bytes, count: int) -> bytes | None:
         payload: `count` records as they lie in a batch, without compression.
     """
     schema = codec.current("metric_batch")
-    return schema.fingerprint if payload.count(_trailer(schema.fingerprint)) == count else None
+    if payload.count(_trailer(schema.fingerprint)) != count or not _has_key(payload):
+        return None
+    return schema.fingerprint
+
+
+def _has_key(payload: bytes) -> bool:
+    """Whether the first record has a key: Avro knows no null there, and who leaves one out leaves out all."""
+    at = 0
+    for _ in _BEFORE:
+        while at < len(payload) and payload[at] & 0x80:
+            at += 1
+        at += 1
+    return payload[at : at + 1] != _NO_KEY
 
 
 @cache

@@ -85,7 +85,7 @@ class Committer:
             Abandoned: the worker stops and the store is away.
             SystemicFailure: the store refuses everything, or too much.
         """
-        dead = list(batch.dead) + self._insert_blocks(batch)
+        dead = self._insert_blocks(batch) + batch.dead
         self._gauge.count(batch.count(), dead)
         if dead:
             dead.sort(key=lambda letter: letter.source)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kafka import KafkaConsumer
     from kafka.record.default_records import DefaultRecordBatch
 
-__all__ = ["deliver_batches"]
+__all__ = ["block_of", "deliver_batches", "records_of"]
 
 _NO_PRODUCER_TIME = 0
 _DEFAULT_MAGIC = 2
@@ -51,12 +51,12 @@ def deliver_batches(consumer: KafkaConsumer, streams: dict[str, Stream]) -> None
                         self.next_fetch_offset = batch.next_offset
                         continue
                     if stream == METRICS and batch.base_offset >= self.fetch_offset:
-                        block = _block(stream, at.partition, batch)
+                        block = block_of(stream, at.partition, batch)
                         if block is not None:
                             self.next_fetch_offset = block.next_offset
                             yield block
                             continue
-                for item in _records(stream, at.partition, batch):
+                for item in records_of(stream, at.partition, batch):
                     self.next_fetch_offset = item.next_offset
                     yield item
             if last is not None and last.magic == _DEFAULT_MAGIC:
@@ -67,7 +67,7 @@ def deliver_batches(consumer: KafkaConsumer, streams: dict[str, Stream]) -> None
     consumer._fetcher.PartitionRecords = Records
 
 
-def _block(stream: Stream, partition: int, batch: DefaultRecordBatch) -> LogBlock | None:
+def block_of(stream: Stream, partition: int, batch: DefaultRecordBatch) -> LogBlock | None:
     """The whole batch, or None where its records must be looked at one by one."""
     count = batch.records_count
     # Where records are missing in the middle, or where no clock is known, the usual rules do not hold.
@@ -99,10 +99,15 @@ def _block(stream: Stream, partition: int, batch: DefaultRecordBatch) -> LogBloc
 def _taken_apart(stream: Stream, partition: int, batch: bytes) -> Sequence[LogRecord]:
     from kafka.record.default_records import DefaultRecordBatch
 
-    return list(_records(stream, partition, DefaultRecordBatch(batch)))
+    return list(records_of(stream, partition, DefaultRecordBatch(batch)))
 
 
-def _records(stream: Stream, partition: int, batch: Any) -> Iterator[LogRecord]:
+def records_of(stream: Stream, partition: int, batch: Any) -> Iterator[LogRecord]:
+    """The records of one batch, one by one.
+
+    Raises:
+        kafka.errors.CorruptRecordError: it is not laid out as a batch; earlier records have been given out.
+    """
     for record in batch:
         yield LogRecord(
             stream,
