@@ -246,6 +246,37 @@ def test_all_events_are_taken(store: Store, request: pytest.FixtureRequest) -> N
     assert store.rows(f"SELECT name, digest FROM inputs {where}") == [("d", "1")]
 
 
+@pytest.mark.parametrize("by", ["constraint", "view", "column"])
+def test_what_is_refused_behind_the_parser_is_told(store: Store, by: str) -> None:
+    """Data that parses but is not stored is an error, never an answer of "done"; the next insert is whole."""
+    table = f"refuses_by_{by}"
+    refusal = "throwIf(run_id != 'good')"
+    more = {"constraint": ", CONSTRAINT c CHECK run_id = 'good'", "column": f", c UInt8 MATERIALIZED {refusal}"}
+    store.execute(f"CREATE TABLE {table}_kept (run_id String) ENGINE = MergeTree ORDER BY run_id")
+    store.execute(
+        f"CREATE TABLE {table} (run_id String{more.get(by, '')}) ENGINE = "
+        + ("Null" if by == "view" else "MergeTree ORDER BY run_id")
+    )
+    if by == "view":
+        store.execute(
+            f"CREATE MATERIALIZED VIEW {table}_view TO {table}_kept AS SELECT run_id FROM {table} WHERE NOT {refusal}"
+        )
+    for run, stored in (("b\u00e4d", 0), ("good", 1)):
+        file = io.BytesIO()
+        schema = {"type": "record", "name": "r", "fields": [{"name": "run_id", "type": "string"}]}
+        fastavro.writer(file, fastavro.parse_schema(schema), [{"run_id": run}])
+        try:
+            store.insert(table, ["run_id"], [file.getvalue()])
+        except StoreError as exc:
+            assert (stored, exc.code) in ((0, 469), (0, 395)), exc
+        else:
+            assert stored
+        kept = f"{table}_kept" if by == "view" else table
+        assert store.rows(f"SELECT count() FROM {kept}") == [(stored,)]
+    for name in (f"{table}_view", table, f"{table}_kept"):
+        store.execute(f"DROP TABLE IF EXISTS {name}")
+
+
 def test_a_store_that_is_gone_is_busy(tmp_path: Path) -> None:
     """Connection refused, and a server killed while it is asked: wait, for it may come back."""
     process = _LocalProcess(tmp_path)

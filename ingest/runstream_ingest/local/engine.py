@@ -6,6 +6,8 @@ The only module that imports chDB. Facts it is built on (chDB 4.4, engine 26.9; 
   That also disposes of a failed query's output, which would otherwise lead the next result on the same handle.
 - `SET ROLE` binds a handle to a role of the users file that the engine was opened with; `readonly = 1` then closes it.
 - Nothing may fork after the engine is open.
+- chDB's own streaming insert (`send_insert`) answers "done" where a constraint, a view or the disk refused the rows;
+  only data that does not parse is reported. `INSERT ... FROM INFILE` tells, and costs the same: so it is used.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import importlib.util
 import os
 import re
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,10 +87,6 @@ class _Handle(Protocol):
     def send_query(self, sql: str, output_format: str, *, params: Mapping[str, str]) -> Any: ...
     def streaming_fetch_result(self, result: Any) -> Any: ...
     def streaming_cancel_query(self, result: Any) -> None: ...
-    def send_insert(self, sql: str, input_format: str) -> Any: ...
-    def insert_append(self, inserter: Any, data: bytes) -> None: ...
-    def insert_done(self, inserter: Any) -> Any: ...
-    def insert_cancel(self, inserter: Any) -> None: ...
     def classify_query(self, sql: str, target_database: str = "") -> Mapping[str, Any]: ...
     def close(self) -> None: ...
 
@@ -122,11 +121,22 @@ class Classification:
     """0 where the text does not parse."""
 
 
+def _query_error(exc: RuntimeError | UnicodeDecodeError) -> EngineQueryError:
+    """The engine's refusal. Where its text quotes data that is not UTF-8, chDB fails to make a string of it."""
+    text = exc.object.decode("utf-8", "replace") if isinstance(exc, UnicodeDecodeError) else str(exc)
+    return EngineQueryError.parse(text)
+
+
 class Session:
     """One connection, bound to one role. One thread at a time; every call blocks until the engine answers."""
 
-    def __init__(self, handle: _Handle) -> None:
+    def __init__(self, handle: _Handle, spool: Path) -> None:
+        """
+        Args:
+            spool: folder where the data of inserts waits.
+        """
         self._handle: _Handle | None = handle
+        self._spool = spool
 
     def query(self, sql: str, output_format: str = "Null", params: Mapping[str, str] | None = None) -> Chunk:
         """Run one statement and return its whole result.
@@ -150,8 +160,8 @@ class Session:
                 result.bytes_written(),
                 result.rows_read(),
             )
-        except RuntimeError as exc:
-            raise EngineQueryError.parse(str(exc)) from None
+        except (RuntimeError, UnicodeDecodeError) as exc:
+            raise _query_error(exc) from None
         return chunk, statistics
 
     def stream(self, sql: str, output_format: str, params: Mapping[str, str] | None = None) -> Iterator[Chunk]:
@@ -163,8 +173,8 @@ class Session:
         handle = self._open
         try:
             result = handle.send_query(sql, output_format, params=dict(params or {}))
-        except RuntimeError as exc:
-            raise EngineQueryError.parse(str(exc)) from None
+        except (RuntimeError, UnicodeDecodeError) as exc:
+            raise _query_error(exc) from None
         done = False
         try:
             while True:
@@ -176,9 +186,9 @@ class Session:
                         done = True
                         return
                     chunk = Chunk(piece.bytes() or b"", piece.rows_read())
-                except RuntimeError as exc:
+                except (RuntimeError, UnicodeDecodeError) as exc:
                     done = True
-                    raise EngineQueryError.parse(str(exc)) from None
+                    raise _query_error(exc) from None
                 yield chunk
         finally:
             if not done:
@@ -189,12 +199,9 @@ class Session:
         """Begin `INSERT INTO table (columns)`; `sql` carries neither FORMAT nor data.
 
         Raises:
-            EngineQueryError: refused before any data.
+            EngineQueryError: there is no room for the data.
         """
-        try:
-            return Inserter(self._open, self._open.send_insert(sql, input_format))
-        except RuntimeError as exc:
-            raise EngineQueryError.parse(str(exc)) from None
+        return Inserter(self, sql, input_format, self._spool)
 
     def classify(self, sql: str) -> Classification:
         """What running `sql` would be, without running it."""
@@ -215,23 +222,26 @@ class Session:
 
 
 class Inserter:
-    """The write half of one INSERT: `append` any number of pieces, then `finish` or `cancel`."""
+    """The write half of one INSERT: `append` any number of pieces, then `finish` or `cancel`.
 
-    def __init__(self, handle: _Handle, inserter: Any) -> None:
-        self._handle = handle
-        self._inserter = inserter
-        self._open = True
+    The pieces wait in a file of the store's own folder, at most as long as the INSERT.
+    """
+
+    def __init__(self, session: Session, sql: str, input_format: str, spool: Path) -> None:
+        self._session = session
+        self._sql = sql
+        self._format = input_format
+        with _room():
+            self._file = tempfile.NamedTemporaryFile(dir=spool, prefix="insert-", buffering=1 << 20)  # noqa: SIM115
 
     def append(self, data: bytes) -> None:
-        """Hand over the next piece, cut anywhere; may block while the engine parses.
+        """Take over the next piece, cut anywhere.
 
         Raises:
-            EngineQueryError: the data does not parse, or the table refuses it.
+            EngineQueryError: there is no room for it (code 243).
         """
-        try:
-            self._handle.insert_append(self._inserter, data)
-        except RuntimeError as exc:
-            raise EngineQueryError.parse(str(exc)) from None
+        with _room():
+            self._file.write(data)
 
     def finish(self) -> Statistics:
         """Write what was appended; returns once it is as durable as the engine is configured.
@@ -239,19 +249,27 @@ class Inserter:
         Raises:
             EngineQueryError: refused; whether something was written depends on the block settings.
         """
-        self._open = False
         try:
-            result = self._handle.insert_done(self._inserter)
-        except RuntimeError as exc:
-            raise EngineQueryError.parse(str(exc)) from None
-        return Statistics(written_rows=result.rows_written(), written_bytes=result.bytes_written())
+            with _room():
+                self._file.flush()
+            sql = f"{self._sql} FROM INFILE {quote_text(self._file.name)} COMPRESSION 'none' FORMAT {self._format}"
+            return self._session.query_with_statistics(sql)[1]
+        finally:
+            self.cancel()
 
     def cancel(self) -> None:
-        """Abandon the insert; blocks not yet written are dropped. No effect after `finish`."""
-        if self._open:
-            self._open = False
-            with contextlib.suppress(RuntimeError):
-                self._handle.insert_cancel(self._inserter)
+        """Drop what was appended. No effect after `finish`."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """A full disk is the store's trouble, and passes; the data is not to blame."""
+    try:
+        yield
+    except OSError as exc:
+        raise EngineQueryError(f"the store has no room for the data of an insert: {exc.strerror}", 243) from exc
 
 
 class Engine:
@@ -271,6 +289,8 @@ class Engine:
             files = directory / "files"
             files.mkdir(parents=True, exist_ok=True)
             repair_links(files)
+            self._spool = directory / "tmp"  # emptied by the process before it gets here
+            self._spool.mkdir(exist_ok=True)
             config = self._write_config()
         except OSError as exc:
             raise EngineRefused(f"cannot write in {directory}: {exc.strerror}") from exc
@@ -311,7 +331,7 @@ class Engine:
         with self._lock:
             if self._anchor is None:
                 raise EngineQueryError("the store is shutting down", 236)
-            session = Session(self._chdb.connect(self._address))
+            session = Session(self._chdb.connect(self._address), self._spool)
         try:
             session.query(f"SET ROLE {role.value}")
             if database is not None:
