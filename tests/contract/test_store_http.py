@@ -286,10 +286,15 @@ def test_an_insert_whose_client_leaves_writes_nothing(store: LocalStore, writer:
         f"POST /?query=INSERT+INTO+{table}+(a,b)+FORMAT+CSV HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
         f"X-ClickHouse-User: writer\r\nX-ClickHouse-Key: {address.writer_token}\r\n\r\n"
     )
+
+    def waiting() -> int:
+        """Inserts whose data has begun to come."""
+        return len(list((store.directory.database / "tmp").glob("insert-*")))
+
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(head.encode() + b"4\r\n1,a\n\r\n")
-        wait_for(lambda: running(writer) >= 1, 10)
-    wait_for(lambda: running(writer) == 0, 10)
+        wait_for(lambda: waiting() == 1, 10)
+    wait_for(lambda: waiting() == 0, 10)
     assert count(writer, table) == 0
 
 
