@@ -29,7 +29,7 @@ from schemathesis.specs.openapi import checks
 from runstream_query.server.auth import AuthFile
 from tests.e2e.mlflow_server import Served, served
 
-EXAMPLES = 12
+EXAMPLES = 8
 """Requests per operation and way of making them (fitting the description, and not)."""
 SLOW_SECONDS = 30.0
 API = "/api/2.0/mlflow"

@@ -232,7 +232,6 @@ def create_app(settings: ServerSettings) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
-        root_path=settings.root_path,
         exception_handlers={HTTPException: _http_problem, Exception: _defect},
     )
     table = EndpointTable(server.backend, ENDPOINTS, answer, server.perform)
