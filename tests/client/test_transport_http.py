@@ -33,6 +33,7 @@ from runstream_schemas.delivery import CONTENT_TYPE, EVENTS_PATH, decompress
 from runstream_schemas.names import METRICS
 from runstream_schemas.segment import Frame, read_frames
 from tests.services.delivery_server import delivery_server
+from tests.services.kafka_security import TestAuthority
 
 from .directory_log import logged
 
@@ -317,6 +318,68 @@ recorder.close(20)
         assert done.returncode == 0, done.stderr
     values = [value for name, fields in logged(log.parent) if name == "metric_batch" for value in fields["values"]]
     assert sorted(values) == [1.0, 2.0, 3.0]
+
+
+def test_https_with_an_authority_of_ones_own(tmp_path: Path) -> None:
+    """Trusted by name it works; without, the error names the variable; the insecure setting takes anything."""
+    authority = TestAuthority(tmp_path / "tls")
+    pair = (tmp_path / "tls" / "server.crt", tmp_path / "tls" / "server.key")
+    with delivery_server(tmp_path / "data" / "log", tls=pair) as url:
+
+        def sent(environment: dict[str, str]) -> None:
+            server = Server(settings_of(url, tmp_path))
+            server.login = Login.from_environment(url, environment)
+            transport = HttpTransport(server)
+            fields = {"run_id": "r", "keys": [], "values": [], "time_ms": 1, "seq": 1, "writer": 1}
+            try:
+                body = codec.encode("run_tags", fields)
+                transport.send([Event("control", "r", codec.current("run_tags").fingerprint, body)]).result(SECONDS)
+            finally:
+                transport.close(1.0)
+
+        with pytest.raises(TransportError, match="RUNSTREAM_TRACKING_CA_FILE"):
+            sent({})
+        sent({"RUNSTREAM_TRACKING_CA_FILE": str(authority.authority)})
+        sent({"RUNSTREAM_TRACKING_INSECURE_TLS": "1"})
+
+
+def test_a_proxy_of_the_environment_is_used_but_for_loopback(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server elsewhere is asked for through HTTP_PROXY, with the whole URL; one here never, nor one in NO_PROXY."""
+    seen: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            body = b'{"positions": []}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+            monkeypatch.setenv("no_proxy", "")
+            away = transport_to("http://tracking.example:5000/prefix", tmp_path)
+            assert away.end_positions(5.0) == {}
+            away.close(1.0)
+            assert seen == ["http://tracking.example:5000/prefix/api/runstream/1.0/positions"]
+            transport_to(script.url, tmp_path).send([event(1)]).result(SECONDS)
+            assert len(seen) == 1 and script.bodies == [event(1).body]
+            monkeypatch.setenv("no_proxy", "nowhere.invalid")
+            with pytest.raises(TransportError):
+                transport_to("http://nowhere.invalid:5000", tmp_path).end_positions(5.0)
+            assert len(seen) == 1
+        finally:
+            proxy.shutdown()
+            thread.join()
 
 
 def test_secrets_show_nowhere(script: Script, tmp_path: Path) -> None:

@@ -35,14 +35,18 @@ def delivery_server(
     transport: Transport | None = None,
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     description: ServerDescription | None = None,
+    tls: tuple[Path, Path] | None = None,
+    held: dict[str, Any] | None = None,
 ) -> Iterator[str]:
     """Serve until the end of the block; its URL.
 
     Args:
         transport: where events go, instead of the directory log.
         wrap: a layer around the routes, for faults.
+        tls: certificate and key; the URL is https then.
+        held: gets the `backend`.
     """
-    held: dict[str, Any] = {}
+    held = {} if held is None else held
     ends = DirectoryTransport(log)
 
     @asynccontextmanager
@@ -67,12 +71,21 @@ def delivery_server(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(100)
-        server = uvicorn.Server(uvicorn.Config(wrap(app), log_level="warning", access_log=False, ws="none"))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                wrap(app),
+                log_level="warning",
+                access_log=False,
+                ws="none",
+                ssl_certfile=tls[0] if tls else None,
+                ssl_keyfile=tls[1] if tls else None,
+            )
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             wait_until(lambda: server.started, 20.0, "the delivery server starts")
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(10.0)

@@ -14,6 +14,8 @@ import lz4.frame
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from runstream_query.api.backend import Backend
+from runstream_query.api.state import ExperimentState, RunState
 from runstream_query.server.delivery import Checked, RefusedEventError, Touched, checked
 from runstream_query.server.principal import Principal
 from runstream_schemas import codec
@@ -218,6 +220,34 @@ def test_what_the_server_must_read_anew(
     found: Checked = checked(as_frame(name, fields, key))
     found.touch(touched)
     assert (touched.runs, touched.experiments, touched.lifecycles) == (runs, experiments, lifecycles)
+
+
+def test_state_that_the_server_remembers_is_read_anew(tmp_path: Path) -> None:
+    """A posted event drops what the server has cached of its run, or of its experiment and all runs in it; no other."""
+    held: dict[str, Any] = {}
+    with delivery_server(tmp_path / "data" / "log", held=held) as url:
+        backend: Backend = held["backend"]
+        posting = Posting(url, ["admin"])
+
+        def remembered() -> set[str]:
+            for run_id, experiment in (("a" * 32, "7"), ("b" * 32, "7"), ("c" * 32, "8")):
+                backend.remember_run(RunState(run_id, experiment, "", "", "RUNNING", 1, None, "", "active"))
+            for experiment in ("7", "8"):
+                backend.remember_experiment(ExperimentState(experiment, experiment, "", "active", 1, 1))
+            return {"a" * 32, "b" * 32, "c" * 32, "7", "8"}
+
+        def left() -> set[str]:
+            return {*backend._runs, *backend._experiments}
+
+        everything = remembered()
+        assert posting.post(frame("metric_batch", BATCH))[0] == 200
+        assert left() == everything
+        assert posting.post(frame("run_tags", TAGS))[0] == 200
+        assert left() == everything - {"a" * 32}
+        remembered()
+        deleted = {"experiment_id": "7", "lifecycle_stage": "deleted", "time_ms": 1, "seq": 1, "writer": 1}
+        assert posting.post(frame("experiment_updated", deleted, "7"))[0] == 200
+        assert left() == {"c" * 32, "8"}
 
 
 def test_long_unicode_keys_are_compared_as_avro_writes_them(tmp_path: Path) -> None:
