@@ -247,7 +247,7 @@ class Connection:
             return f"{self.uri} does not permit it: {message or 'ask who runs it for the role write'}"
         if 300 <= status < 400:
             return f"{self.uri} answers {status} and points to {location or 'another place'}: use that address"
-        if status == 404 and not message:
+        if status == 404 and path.startswith("/api/runstream/"):
             return (
                 f"{self.uri} answers, but knows no {path}: check the address and the path prefix; it must be a "
                 "runstream server of this version or a later one"
