@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from runstream.errors import SettingsError
 from runstream.journal.recovery import recover
 from runstream.recorder import Recorder
 from runstream.remote.login import Login
-from runstream.remote.server import Server
+from runstream.remote.server import Server, host_mark
 from runstream.transport import Event, TransportError
 from runstream.transport.directory import DirectoryTransport
 from runstream.transport.http import HttpTransport
@@ -31,6 +32,7 @@ from runstream.transport.server import ServerTransport, direct_transport
 from runstream_schemas import codec
 from runstream_schemas.delivery import CONTENT_TYPE, EVENTS_PATH, decompress
 from runstream_schemas.names import METRICS
+from runstream_schemas.place import make_proof
 from runstream_schemas.segment import Frame, read_frames
 from tests.services.delivery_server import delivery_server
 from tests.services.kafka_security import TestAuthority
@@ -444,6 +446,52 @@ def test_a_folder_of_another_machine_is_not_written_to(script: Script, tmp_path:
     both.send([event(1)]).result(SECONDS)
     assert script.bodies == [event(1).body] and "through" in both.way
     both.close(1.0)
+
+
+def near(script: Script, tmp_path: Path, *, authentication: bool) -> ServerTransport:
+    """A transport to a server whose data directory is this machine's."""
+    data = tmp_path / "data"
+    (data / "log").mkdir(parents=True)
+    script.info = {
+        "authentication": authentication,
+        "host": host_mark(),
+        "log": {"uri": data.as_uri(), "proof": make_proof(data)},
+        "delivery": {"encodings": ["gzip"]},
+    }
+    settings = Settings.from_environment({}, tracking_uri=script.url)
+    return ServerTransport(settings, Server(settings))
+
+
+@pytest.mark.parametrize("authentication", [True, False])
+def test_administrative_events_go_through_a_server_with_authentication(
+    script: Script, tmp_path: Path, authentication: bool
+) -> None:
+    """Though the log can be reached; all else goes straight, and one receipt covers both."""
+    fields = {"experiment_id": "7", "lifecycle_stage": "deleted", "time_ms": 1, "seq": 1, "writer": 1}
+    body = codec.encode("experiment_updated", fields)
+    deletion = Event("control", "7", codec.current("experiment_updated").fingerprint, body, True)
+    transport = near(script, tmp_path, authentication=authentication)
+    positions = transport.send([event(1), deletion]).result(SECONDS)
+    assert script.bodies == ([body] if authentication else [])
+    straight = DirectoryTransport(tmp_path / "data" / "log").end_positions(1.0)
+    assert straight[METRICS, 0] > 0 and (straight["control", 0] > 0) is not authentication
+    assert positions[METRICS, 0] == straight[METRICS, 0] if not authentication else (METRICS, 0) in positions
+    transport.close(1.0)
+
+
+def test_a_direct_way_that_fails_is_left_for_the_server(script: Script, tmp_path: Path) -> None:
+    """After three failures in a row, each of which the journal makes good, events are posted."""
+    transport = near(script, tmp_path, authentication=False)
+    transport.send([event(1)]).result(SECONDS)
+    assert not script.bodies
+    shutil.rmtree(tmp_path / "data")
+    for _ in range(3):
+        with pytest.raises(TransportError) as caught:
+            transport.send([event(2)]).result(SECONDS)
+        assert caught.value.retryable
+    transport.send([event(2)]).result(SECONDS)
+    assert script.bodies == [event(2).body] and "the direct way failed" in transport.way
+    transport.close(1.0)
 
 
 @pytest.mark.parametrize("uri", ["kafka://127.0.0.1:1/p", "kafka://no-such-host.invalid:9092/p"])

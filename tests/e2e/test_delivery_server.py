@@ -233,6 +233,7 @@ def test_training_is_not_held_up_by_a_server_that_is_away(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("collect_refused_sockets")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.timeout(480)
 @pytest.mark.parametrize("reachable", [True, False])
 def test_over_kafka(tmp_path: Path, reachable: bool) -> None:
     """Clients that reach the brokers go there, and go on when the server is gone; the others post."""
