@@ -129,12 +129,12 @@ class Pair:
         *,
         save: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        **query: Any,
+        query: Mapping[str, Any] | None = None,
     ) -> tuple[Reply, Reply]:
         """The request to both; `save` remembers ids: shared name -> dotted path in the answer."""
         found = []
         for side in (self.theirs, self.ours):
-            reply = self.ask(side, method, path, body, query, headers or {})
+            reply = self.ask(side, method, path, body, query or {}, headers or {})
             for name, place in (save or {}).items():
                 value = reply.raw
                 for part in place.split("."):

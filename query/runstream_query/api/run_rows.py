@@ -76,7 +76,7 @@ def run_message(
     inputs: Sequence[dict[str, Any]] = (),
     models: Mapping[str, list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """MLflow's Run; empty lists are left out, as protobuf JSON does."""
+    """MLflow's Run; empty lists are left out, as protobuf JSON does, and a run just made has no outputs at all."""
     data: dict[str, Any] = {}
     if metrics:
         data["metrics"] = list(metrics)
@@ -91,7 +91,7 @@ def run_message(
     if models and models.get("output"):
         made["model_outputs"] = models["output"]
     run = {"info": state.info(), "data": data, "inputs": read}
-    return {**run, "outputs": made} if made else run
+    return run if models is None else {**run, "outputs": made}
 
 
 def one_run(reading: Reading, artifacts: ArtifactRoot, run_id: str) -> dict[str, Any] | None:
