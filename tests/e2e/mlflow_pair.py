@@ -22,7 +22,7 @@ from typing import Any
 
 import requests
 
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 FIRST_EXPERIMENT = 700_000_001
 """Ids of MLflow's server begin here, so that they cannot be taken for other numbers in an answer."""
 API = "/api/2.0/mlflow"
