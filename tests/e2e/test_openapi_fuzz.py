@@ -35,6 +35,14 @@ SLOW_SECONDS = 30.0
 API = "/api/2.0/mlflow"
 
 
+@schemathesis.serializer("application/vnd.runstream.events")
+def posted_events(_: Any, value: Any) -> bytes:
+    """Events are binary: what is generated for them goes out as it is."""
+    if isinstance(value, bytes):
+        return value
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else json.dumps(value, default=str).encode()
+
+
 @dataclass
 class Target:
     server: Served
@@ -143,7 +151,7 @@ def test_every_operation_answers_as_described(target):
     for found in schema.get_all_operations():
         operation = found.ok()
         modes = [schemathesis.GenerationMode.POSITIVE]
-        if not operation.path.startswith("/log"):  # of a form's text fields nothing can be wrong
+        if not operation.path.endswith(("/login", "/logout", "/events")):  # nothing about their bodies can be wrong
             modes.append(schemathesis.GenerationMode.NEGATIVE)
         for mode in modes:
             try:
