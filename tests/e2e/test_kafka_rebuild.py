@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from runstream_schemas import codec
-from runstream_schemas.names import SCHEMA_HEADER, topic
+from runstream_schemas.names import SCHEMA_HEADER, Stream, topic
 from tests.e2e.kafka_line import Line
 from tests.services.events import METRICS, points
 from tests.services.kafka import admin, collect_refused_sockets, producer, read_all, shared_broker
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.kafka,
     pytest.mark.usefixtures("collect_refused_sockets"),
     pytest.mark.chdb,
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(300),
     # kafka-python leaves sockets of refused connections to the collector.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
@@ -53,6 +53,14 @@ class Shop(Line):
         return subprocess.run(
             [sys.executable, *arguments],
             env=self.worker_environment(), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def on_a_cluster(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command where the settings say that the tables are replicated."""
+        return subprocess.run(
+            [sys.executable, "-m", "runstream", *arguments],
+            env=self.worker_environment() | {"RUNSTREAM_STORE_CLUSTER": "main"},
+            capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
     def command(self, *arguments: str) -> Any:
@@ -97,8 +105,8 @@ class Shop(Line):
             assert worker.stop(20) == 0, worker.log_tail()
         self.workers.clear()
 
-    def metric_ends(self) -> dict[int, int]:
-        """Where each partition of the metrics ends."""
+    def ends(self, of: Stream) -> dict[int, int]:
+        """Where each partition of a stream ends."""
         from runstream.transport.kafka import open_kafka
 
         transport = open_kafka(str(self.address), {})
@@ -106,17 +114,17 @@ class Shop(Line):
             ends = transport.end_positions(30)
         finally:
             transport.close(1)
-        return {partition: end for (stream, partition), end in ends.items() if stream == "metrics" and end}
+        return {partition: end for (stream, partition), end in ends.items() if stream == of and end}
 
-    def metric_records(self) -> list[Any]:
-        """What the broker still has of the metrics."""
-        return read_all(self.address, topic(self.address.prefix, "metrics"))
+    def records(self, of: Stream) -> list[Any]:
+        """What the broker still has of a stream."""
+        return read_all(self.address, topic(self.address.prefix, of))
 
-    def delete_metrics_before(self, offsets: dict[int, int]) -> None:
+    def delete_before(self, of: Stream, offsets: dict[int, int]) -> None:
         """What retention does, at once."""
         from kafka import TopicPartition
 
-        name = topic(self.address.prefix, "metrics")
+        name = topic(self.address.prefix, of)
         with admin(self.address) as client:
             client.delete_records({TopicPartition(name, partition): at for partition, at in offsets.items()})
 
@@ -179,23 +187,28 @@ def test_a_rebuild_from_kafka_gives_the_same_answers(shop: Shop) -> None:
     assert shop.views() == after
 
 
-def test_what_retention_took_is_copied_and_a_gap_is_refused(shop: Shop) -> None:
-    """Points that only the old database has stay; points that neither has stop the rebuild, which changes nothing."""
+@pytest.mark.parametrize("stream", ["metrics", "control"])
+def test_what_retention_took_is_copied_and_a_gap_is_refused(shop: Shop, stream: Stream) -> None:
+    """What only the old database has stays; what neither has stops the rebuild, which changes nothing."""
     shop.log_runs(0)
     shop.wait_stored()
-    first = shop.metric_ends()
+    first = shop.ends(stream)
     shop.log_runs(3)
     shop.wait_stored()
     before = shop.views()
     assert len(before["metrics"]) == 6 * 600
-    shop.delete_metrics_before(first)
-    left = {(record.partition, record.offset) for record in shop.metric_records()}
+    shop.delete_before(stream, first)
+    left = {(record.partition, record.offset) for record in shop.records(stream)}
     assert left, "the log has the rest"
     assert all(offset >= first.get(partition, 0) for partition, offset in left), "and lacks the beginning"
 
     done = shop.command("rebuild", "--yes")
     assert (done["swapped"], done["differences"]) == (True, [])
-    assert "log_offset < " in done["copied"]["points"]
+    if stream == "metrics":
+        assert "log_offset < " in done["copied"]["points"] and "param_facts" not in done["copied"]
+    else:
+        assert done["copied"]["run_facts"] == done["copied"]["param_facts"] == "all"
+        assert "points" not in done["copied"], "the metrics have their beginning still"
     assert shop.views() == before
     shop.command("rebuild", "--drop-old")
     assert shop.views() == before
@@ -203,12 +216,27 @@ def test_what_retention_took_is_copied_and_a_gap_is_refused(shop: Shop) -> None:
     shop.stop_workers()
 
     shop.log_runs(6)
-    ends = shop.metric_ends()
-    shop.delete_metrics_before(ends)
+    shop.delete_before(stream, shop.ends(stream))
     tables = shop.tables()
     for arguments in (["rebuild"], ["rebuild", "--yes"]):
         refused = shop.python("-m", "runstream", *arguments)
         assert refused.returncode != 0
-        assert "a gap: metrics/" in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
+        assert f"a gap: {stream}/" in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
     assert shop.tables() == tables
     assert shop.views() == before
+
+
+def test_a_swap_on_a_cluster_is_refused(shop: Shop) -> None:
+    """It would put tables without replicas in their place; the message says what to do, and nothing was begun."""
+    shop.log_runs(0)
+    shop.wait_stored()
+    before, tables = shop.views(), shop.tables()
+    refused = shop.on_a_cluster("rebuild", "--yes")
+    assert refused.returncode == 2
+    assert "RUNSTREAM_STORE_CLUSTER is set" in refused.stderr and "RUNSTREAM_STORE_URI" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert shop.databases() == {"runstream"}
+    assert (shop.views(), shop.tables()) == (before, tables)
+    compared = shop.on_a_cluster("rebuild", "--json")
+    assert compared.returncode == 0, compared.stderr
+    assert json.loads(compared.stdout)["differences"] == []
