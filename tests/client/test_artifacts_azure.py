@@ -14,6 +14,8 @@ from runstream.storage.store import PART_BYTES, open_store
 from runstream.storage.transfer import download_tree, files_below, upload_files
 from tests.services import azure
 
+# adlfs hands blocks over as bytes, to aiohttp's regret.
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 NO_WAIT = RetryPolicy(attempts=2, sleep=lambda seconds: None)
 
 

@@ -6,11 +6,11 @@ import errno
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-__all__ = ["RetryPolicy", "is_transient"]
+__all__ = ["RetryPolicy", "is_refused", "is_transient"]
 
 _LOG = logging.getLogger("runstream.artifacts")
 T = TypeVar("T")
@@ -65,21 +65,29 @@ _TRANSIENT_NAMES: Final = frozenset(
 )
 
 
+def is_refused(error: BaseException) -> bool:
+    """Whether the other side refused the credentials or the access (HTTP 401 or 403), however deep it lies."""
+    return any(_http_status(each) in (401, 403) for each in _chain(error))
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same operation may succeed when it is simply tried again.
 
     Time-outs, refused and broken connections and HTTP 408, 429 and 5xx are; a missing file, a refused permission, a
     full disk and wrong credentials are not.
     """
+    verdicts = (_verdict(each) for each in _chain(error))
+    return next((verdict for verdict in verdicts if verdict is not None), False)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """`error`, what caused it, and so on."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        verdict = _verdict(current)
-        if verdict is not None:
-            return verdict
+        yield current
         current = current.__cause__ or current.__context__
-    return False
 
 
 def _verdict(error: BaseException) -> bool | None:

@@ -17,7 +17,7 @@ from typing import IO, Any, Final, TypeVar
 from ..entities import FileInfo
 from ..errors import ArtifactError, InvalidInputError, MissingExtraError, NotFoundError, RunstreamError
 from .path import artifact_path, is_temporary, temporary_name
-from .retry import RetryPolicy, is_transient
+from .retry import RetryPolicy, is_refused, is_transient
 
 __all__ = ["ArtifactStore", "Uploaded", "local_path_of", "open_store"]
 
@@ -374,7 +374,7 @@ def _remove_local(place: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or is_refused(error):
         return f"permission refused ({error}): check the credentials and the access rights of this process"
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         return f"no credentials were found ({error}): set them in the environment or in the provider's own files"
