@@ -132,7 +132,7 @@ class Line:
 
     # -- what arrived
 
-    def wait_stored(self, timeout_seconds: float = 90.0) -> None:
+    def wait_stored(self, timeout_seconds: float = 150.0) -> None:
         """Until the store's positions have reached the log's ends."""
         from runstream.transport.kafka import open_kafka
 
