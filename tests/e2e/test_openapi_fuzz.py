@@ -29,7 +29,7 @@ from schemathesis.specs.openapi import checks
 from runstream_query.server.auth import AuthFile
 from tests.e2e.mlflow_server import Served, served
 
-EXAMPLES = 8
+EXAMPLES = {"open": 6, "authenticated": 2, "limited": 4}
 """Requests per operation and way of making them (fitting the description, and not)."""
 SLOW_SECONDS = 30.0
 API = "/api/2.0/mlflow"
@@ -47,6 +47,7 @@ def posted_events(_: Any, value: Any) -> bytes:
 class Target:
     server: Served
     headers: dict[str, str]
+    examples: int
     ids: dict[str, str] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)
 
@@ -68,7 +69,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         arguments += ["--auth-file", str(file), "--audit-file", str(folder / "audit")]
         headers = {"Authorization": f"Bearer {token}"}
     with served(folder / "data", arguments) as server:
-        found = Target(server, headers)
+        found = Target(server, headers, EXAMPLES[request.param])
         experiment = found.ask(f"{API}/experiments/create", {"name": "fuzzed"})["experiment_id"]
         run = found.ask(f"{API}/runs/create", {"experiment_id": experiment, "start_time": 1})["run"]["info"]["run_id"]
         model = found.ask(f"{API}/logged-models", {"experiment_id": experiment, "name": "m"})["model"]["info"]
@@ -82,7 +83,7 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         assert found.ask(f"{API}/runs/get?run_id={run}")["run"]["info"]["run_id"] == run
         said = "".join(server.lines)
         assert "Traceback" not in said, said[said.index("Traceback") - 200 :][:4_000]
-        assert found.statuses[200] > 50 and found.statuses[400] > 50
+        assert found.statuses[200] > 20 and found.statuses[400] > 20
 
 
 def known(values: Any, ids: Mapping[str, str]) -> Any:
@@ -103,7 +104,7 @@ def known(values: Any, ids: Mapping[str, str]) -> Any:
 def fuzz(target: Target, operation: Any, mode: Any) -> None:
     @seed(20_260_131)
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=target.examples,
         deadline=None,
         database=None,
         phases=[Phase.generate],
