@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Final, Protocol
+from typing import IO, Final, Protocol, cast
 
 from .errors import Refused
 
@@ -11,6 +11,10 @@ __all__ = ["Compressor", "Decompressor", "compressor", "decompressor", "negotiat
 
 PREFERRED: Final = ("zstd", "lz4", "gzip", "deflate")
 """Codings we offer, best first."""
+
+MAX_EXPANDED_BYTES: Final = 64 << 20
+"""What one piece from the network may expand to."""
+_ZSTD_WINDOW_BYTES: Final = 32 << 20
 
 
 class Compressor(Protocol):
@@ -96,6 +100,31 @@ class _Plain:
         return data
 
 
+class _Unzstd:
+    """zstd, whose few bytes may stand for gigabytes: the output is counted while it comes."""
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._done = bytearray()
+        self._stream = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).stream_writer(
+            cast("IO[bytes]", self), write_size=1 << 17, closefd=False
+        )
+
+    def write(self, data: bytes) -> int:
+        """What the stream calls with its output."""
+        self._done += data
+        if len(self._done) > MAX_EXPANDED_BYTES:
+            raise Refused(f"a piece of the request body expands to more than {MAX_EXPANDED_BYTES} bytes", 354)
+        return len(data)
+
+    def decompress(self, data: bytes) -> bytes:
+        self._stream.write(data)
+        done = bytes(self._done)
+        self._done.clear()
+        return done
+
+
 class _Checked:
     """Maps every library's complaint about bad data to ours."""
 
@@ -105,7 +134,7 @@ class _Checked:
         if coding == "zstd":
             import zstandard
 
-            self._stream: Decompressor = zstandard.ZstdDecompressor().decompressobj(read_across_frames=True)
+            self._stream: Decompressor = _Unzstd()
             self._errors = (zstandard.ZstdError,)
         elif coding == "lz4":
             import lz4.frame

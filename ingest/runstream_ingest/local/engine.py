@@ -462,6 +462,8 @@ _USERS: Final = """<clickhouse>
       <query>GRANT SELECT ON system.one</query>
       <query>GRANT SELECT ON system.numbers</query>
       <query>GRANT SELECT ON system.settings</query>
+      <query>GRANT SELECT ON system.functions</query>
+      <query>GRANT SELECT ON system.data_type_families</query>
     </grants></runstream_reader>
     <runstream_writer><grants><query>GRANT ALL ON *.*</query></grants></runstream_writer>
   </roles>

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from .coding import Compressor, compressor, decompressor
 from .errors import EngineQueryError
+from .frames import FrameCompressor, FrameDecompressor
 
 __all__ = ["AnswerCut", "ClientGone", "Exchange"]
 
@@ -21,7 +22,8 @@ MAX_DRAINED_BYTES: Final = 256 * 1024 * 1024
 
 _HTTP_STATUS: Final = {
     36: 400, 43: 400, 46: 404, 47: 400, 60: 404, 62: 400, 73: 400, 81: 404, 89: 400, 115: 400, 117: 400, 159: 408,
-    164: 403, 194: 401, 202: 503, 236: 503, 354: 400, 452: 403, 456: 400, 457: 400, 497: 403, 516: 403,
+    164: 403, 194: 401, 202: 503, 236: 503, 271: 400, 354: 400, 432: 400, 452: 403, 456: 400, 457: 400,
+    497: 403, 516: 403,
 }  # fmt: skip
 """HTTP status by error code; 500 for every other."""
 
@@ -48,20 +50,25 @@ class Exchange:
         self._started = False
         self._watch: asyncio.Task[None] | None = None
         self._coder: Compressor | None = None
+        self._frames: Compressor | None = None
         self._tag = ""
 
     @property
     def head_only(self) -> bool:
         return bool(self.scope["method"] == "HEAD")
 
-    async def body(self, content_encoding: str = "") -> AsyncIterator[bytes]:
+    async def body(self, content_encoding: str = "", *, framed: bool = False) -> AsyncIterator[bytes]:
         """The request's body, decoded, piece by piece. May be broken off and asked for again.
+
+        Args:
+            framed: below its coding it is in ClickHouse's compressed frames.
 
         Raises:
             ClientGone: the client left before its end.
             Refused: the coding is unknown or the data not of it.
         """
         decoder = decompressor(content_encoding)
+        frames = FrameDecompressor() if framed else None
         while not self._body_read:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -70,7 +77,10 @@ class Exchange:
             self._body_read = not message.get("more_body", False)
             data: bytes = message.get("body", b"")
             if data:
-                yield decoder.decompress(data)
+                plain = decoder.decompress(data)
+                yield plain if frames is None else frames.decompress(plain)
+        if frames is not None:
+            frames.finish()
 
     async def drain(self) -> None:
         """Read what is left of the body and forget it: a sender in the middle of its body would not see the answer."""
@@ -95,8 +105,22 @@ class Exchange:
             self._watch.cancel()
             await asyncio.wait({self._watch})
 
-    async def whole(self, status: int, headers: list[tuple[str, str]], body: bytes, coding: str | None = None) -> None:
-        """Send an answer in one piece."""
+    async def whole(
+        self,
+        status: int,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        coding: str | None = None,
+        frames: str | None = None,
+    ) -> None:
+        """Send an answer in one piece.
+
+        Args:
+            coding: an HTTP coding.
+            frames: first of all pack it into ClickHouse's frames, of this method.
+        """
+        if frames is not None:
+            body = FrameCompressor(frames).compress(body)
         if coding is not None:
             coder = compressor(coding)
             body = coder.compress(body) + coder.finish()
@@ -104,17 +128,21 @@ class Exchange:
         await self._start(status, [*headers, ("Content-Length", str(len(body)))])
         await self._send({"type": "http.response.body", "body": b"" if self.head_only else body, "more_body": False})
 
-    async def begin(self, headers: list[tuple[str, str]], coding: str | None = None) -> None:
-        """Begin an answer in pieces."""
+    async def begin(self, headers: list[tuple[str, str]], coding: str | None = None, frames: str | None = None) -> None:
+        """Begin an answer in pieces; coded as in `whole`."""
         self._tag = secrets.token_hex(8)
         headers = [*headers, ("X-ClickHouse-Exception-Tag", self._tag)]
         if coding is not None:
             self._coder = compressor(coding)
             headers.append(("Content-Encoding", coding))
+        if frames is not None:
+            self._frames = FrameCompressor(frames)
         await self._start(200, headers)
 
     async def write(self, data: bytes) -> None:
         """Send a piece; waits while the client is slow."""
+        if self._frames is not None:
+            data = self._frames.compress(data)
         if self._coder is not None:
             data = self._coder.compress(data)
         if data:
@@ -147,6 +175,7 @@ class Exchange:
         tag = self._tag.encode()
         # The form of ClickHouse 25.11 and later; clickhouse_connect looks for these very bytes.
         note = b"\r\n__exception__\r\n%b\r\n%b\n%d %b\r\n__exception__\r\n" % (tag, text, len(text) + 1, tag)
+        # Raw behind ClickHouse's frames, as its server does; within an HTTP coding.
         if self._coder is not None:
             note = self._coder.compress(note) + self._coder.finish()
         await self._send({"type": "http.response.body", "body": note, "more_body": True})

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-__all__ = ["content_type", "empty_native", "is_streamable", "readable_format"]
+__all__ = ["content_type", "empty_native", "hello_native", "is_streamable", "native_text", "readable_format"]
 
 _STREAMABLE: Final = {
     "CSV": "text/csv; charset=UTF-8; header=absent",
@@ -90,10 +90,32 @@ def empty_native(columns: Sequence[tuple[str, str]]) -> bytes:
     """A Native block with no rows that still tells names and types; the engine sends none for an empty result."""
     parts = [_varint(len(columns)), _varint(0)]
     for name, kind in columns:
-        for text in (name, kind):
-            data = text.encode("utf-8")
-            parts += [_varint(len(data)), data]
+        parts += [_text(name), _text(kind)]
     return b"".join(parts)
+
+
+def hello_native(columns: Sequence[tuple[str, str, bytes]]) -> bytes:
+    """A Native block of one row as protocol revisions from 54454 on frame it; the engine writes revision 0 alone.
+
+    Args:
+        columns: name, type, and the value as Native has it.
+    """
+    # Block info: field 1 is_overflows = 0, field 2 bucket_num = -1, no more fields.
+    parts = [b"\x01\x00\x02\xff\xff\xff\xff\x00", _varint(len(columns)), _varint(1)]
+    for name, kind, value in columns:
+        # The byte before the value: no custom serialization.
+        parts += [_text(name), _text(kind), b"\0", value]
+    return b"".join(parts)
+
+
+def native_text(text: str) -> bytes:
+    """A String value in Native."""
+    return _text(text)
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return _varint(len(data)) + data
 
 
 def _varint(value: int) -> bytes:

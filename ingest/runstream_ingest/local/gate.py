@@ -109,6 +109,24 @@ _EXPLAIN_KINDS: Final = frozenset(
 _TABLE_FUNCTIONS: Final = frozenset({"generate_series", "generateseries", "numbers", "numbers_mt", "values"})
 """Table functions that compute on their arguments alone; the role stops those that would make a temporary table."""
 _SYSTEM_TABLES: Final = frozenset({"system.one", "system.numbers"})
+_CATALOGUE: Final = frozenset(
+    {"system.columns", "system.data_type_families", "system.databases", "system.functions", "system.tables"}
+)
+"""What drivers and query builders list tables, columns and types from. The engine shows a role only those rows that it
+has grants for."""
+_PLACES: Final = frozenset({"system.databases", "system.tables"})
+_PLACE_COLUMNS: Final = frozenset({"data_path", "data_paths", "metadata_path"})
+"""Columns of `_PLACES` that tell where files lie; so their columns must be named one by one."""
+_STARS: Final = frozenset(
+    {
+        "Asterisk",
+        "ColumnsListMatcher",
+        "ColumnsRegexpMatcher",
+        "QualifiedAsterisk",
+        "QualifiedColumnsListMatcher",
+        "QualifiedColumnsRegexpMatcher",
+    }
+)
 _COMBINATORS: Final = (
     "SimpleState", "OrDefault", "Distinct", "Resample", "ForEach", "ArgMax", "ArgMin", "OrNull", "Tuple", "Merge",
     "State", "Array", "Null", "Map", "If",
@@ -120,12 +138,17 @@ _EXPLAIN: Final = "EXPLAIN AST "
 _POSITION: Final = re.compile(
     r"position (?P<position>\d+)(?P<token> \([^\n]*?\))?(?: \(line (?P<line>\d+), col (?P<column>\d+)\))?"
 )
+_QUOTE: Final = '[`"]'
 _SHOW: Final = re.compile(
-    rf"\s*SHOW\s+(?:(?:FULL\s+)?TABLES(?:\s+(?:FROM|IN)\s+`?{DATABASE}`?)?(?:\s+(?:NOT\s+)?I?LIKE\s+'[^'\\]*')?(?:\s+LIMIT\s+\d+)?"
-    rf"|CREATE\s+(?:TABLE|VIEW)?\s*(?:`?{DATABASE}`?\s*\.\s*)?`?\w+`?"
-    rf"|COLUMNS\s+(?:FROM|IN)\s+`?\w+`?(?:\s+(?:FROM|IN)\s+`?{DATABASE}`?)?)\s*(?:FORMAT\s+\w+)?\s*;?\s*\Z",
+    rf"\s*SHOW\s+(?:(?:FULL\s+)?TABLES(?:\s+(?:FROM|IN)\s+{_QUOTE}?{DATABASE}{_QUOTE}?)?"
+    r"(?:\s+(?:NOT\s+)?I?LIKE\s+'[^'\\]*')?(?:\s+LIMIT\s+\d+)?"
+    rf"|CREATE\s+(?:TABLE|VIEW)?\s*(?:{_QUOTE}?{DATABASE}{_QUOTE}?\s*\.\s*)?{_QUOTE}?\w+{_QUOTE}?"
+    rf"|COLUMNS\s+(?:FROM|IN)\s+{_QUOTE}?\w+{_QUOTE}?"
+    rf"(?:\s+(?:FROM|IN)\s+{_QUOTE}?{DATABASE}{_QUOTE}?)?)\s*(?:FORMAT\s+\w+)?\s*;?\s*\Z",
     re.IGNORECASE,
 )
+_SHOW_DATABASES: Final = re.compile(r"\s*SHOW\s+DATABASES\s*(?:FORMAT\s+\w+)?\s*;?\s*\Z", re.IGNORECASE)
+_NATURAL: Final = re.compile(r"\bNATURAL\b", re.IGNORECASE)
 _LINE: Final = re.compile(r" *(?P<node>[A-Za-z:]+)(?: (?P<rest>.*))?\Z", re.DOTALL)
 _SUFFIX: Final = re.compile(r"(?: \(alias .*?\))?(?: \(children \d+\))?\Z", re.DOTALL)
 _WORD: Final = re.compile(r"\w+\Z")
@@ -205,7 +228,8 @@ def check(session: Session, sql: str, parameters: Mapping[str, str]) -> Approved
             _check_line(line)
             if line.lstrip(" ").startswith("Function ") and lines[number - 1].lstrip(" ").startswith("TableExpression"):
                 _check_table_function(line)
-    if root.startswith("Show") and _SHOW.match(sql) is None:
+    _check_places(lines, sql)
+    if root.startswith("Show") and not (_SHOW.match(sql) or _SHOW_DATABASES.match(sql)):
         raise _denied("this form of SHOW")
     return Approved(sql, _format(lines), root == "SelectWithUnionQuery")
 
@@ -298,12 +322,29 @@ def _check_table_function(line: str) -> None:
         raise _denied(f"table function {name!r}")
 
 
+def _check_places(lines: list[str], sql: str) -> None:
+    """Where a table that tells where files lie is read: neither those columns nor a star, nor an alias that could join
+    with one of them."""
+    words = [line.lstrip(" ").partition(" ") for line in lines]
+    if not any(word == "TableIdentifier" and _SUFFIX.sub("", rest).lower() in _PLACES for word, _, rest in words):
+        return
+    if _NATURAL.search(sql):
+        raise _denied("NATURAL JOIN with system.tables and system.databases")
+    for word, _, rest in words:
+        if word in _STARS:
+            raise _denied("* of system.tables and system.databases (name the columns)")
+        if word != "Literal" and any(column in rest for column in _PLACE_COLUMNS):
+            raise _denied("a column that tells where files lie")
+
+
 def _check_identifier(name: str, *, table: bool) -> None:
     """An identifier may name a column, a table (behind IN), or a function (an argument of a higher-order one)."""
     lowered = name.lower()
     first, dot, _ = lowered.partition(".")
     if dot and first in ("system", "information_schema", "default", "_temporary_and_external_tables"):
-        if lowered not in _SYSTEM_TABLES or not table:
+        parts = lowered.split(".")
+        of_table = not table and len(parts) == 3 and ".".join(parts[:2]) in _CATALOGUE
+        if not of_table and (not table or lowered not in _SYSTEM_TABLES | _CATALOGUE):
             raise _denied(f"database {first!r}")
     elif table and (_TABLE_NAME.match(name) is None or (dot and first != DATABASE)):
         # The engine opens a file where a table's name looks like a path.
@@ -367,7 +408,7 @@ class SettingsPolicy:
         """The settings a reader's query runs with: our bounds, and what was asked for within them.
 
         Raises:
-            Refused: a setting that readers may not set, or a value beyond its bound.
+            Refused: a setting that readers may not set, or a value that is none.
         """
         settings = {name: f"{bound:g}" if bound < 1e6 else str(int(bound)) for name, bound in self._bounds.items()}
         settings |= {"result_overflow_mode": "throw", "timeout_overflow_mode": "throw"}
@@ -394,11 +435,11 @@ class SettingsPolicy:
         except ValueError:
             raise Refused(f"setting {name} takes a number, not {value!r}", _SETTING_REFUSED) from None
         bound = self._bounds[name]
-        if number == 0:
-            # The engine's "unlimited": as much as there is.
+        if not number >= 0:  # nan is not
+            raise Refused(f"setting {name} takes a number from 0 on, not {value!r}", _SETTING_REFUSED)
+        # 0 is the engine's "unlimited"; drivers ask for their own patience and 5 s more. Both get as much as there is.
+        if number == 0 or number >= bound:
             return f"{bound:g}" if bound < 1e6 else str(int(bound))
-        if not 0 < number <= bound:
-            raise Refused(f"setting {name} may be at most {bound:g} for readers", _SETTING_REFUSED)
         return value
 
 

@@ -78,6 +78,8 @@ class AppSettings:
     """Requests that wait for their turn; more are refused at once."""
     max_sql_bytes: int = 16 * 1024 * 1024
     """A statement without data."""
+    send_timeout_seconds: float = 30.0
+    """How long a client may leave a piece of its answer unread, until the answer breaks off."""
     compress_results: bool = False
     """Compress answers for every client that accepts it; without it only for enable_http_compression=1."""
     limits: gate.Limits = field(default_factory=gate.Limits)
@@ -170,13 +172,7 @@ class StoreApp:
             self._on_request()
 
     async def _statement(self, role: Role, may_write: bool, request: Request, exchange: Exchange) -> None:
-        if request.wants_native_frames:
-            raise Refused(
-                "ClickHouse's compressed frames (compress=1, decompress=1) are not supported; "
-                "use Accept-Encoding and Content-Encoding",
-                48,
-            )
-        body = exchange.body(request.content_encoding)
+        body = exchange.body(request.content_encoding, framed=request.framed_body)
         if request.form_boundary is not None:
             request = request.with_form(await self._small(body))
             body = exchange.body()
@@ -263,7 +259,7 @@ class StoreApp:
 
     async def _send(self, answer: Answer, request: Request, exchange: Exchange) -> None:
         coding = None
-        if request.wants_compression or self._settings.compress_results:
+        if request.wants_compression or (self._settings.compress_results and request.frames is None):
             coding = negotiate(request.accept_encoding)
         headers = [
             ("Content-Type", content_type(answer.format)),
@@ -273,16 +269,28 @@ class StoreApp:
         ]
         if answer.done:
             headers.append(("X-ClickHouse-Summary", json.dumps(answer.summary())))
-            await exchange.whole(200, headers, answer.first, coding)
+            await exchange.whole(200, headers, answer.first, coding, request.frames)
             return
-        await exchange.begin(headers, coding)
-        await exchange.write(answer.first)
+        await exchange.begin(headers, coding, request.frames)
+        await self._write(answer.first, exchange)
         answer.first = b""
         more = True
         while more:
             data, more = await self._call(request, exchange, lambda: answer.read(PIECE_BYTES))
-            await exchange.write(data)
+            await self._write(data, exchange)
         await exchange.finish()
+
+    async def _write(self, data: bytes, exchange: Exchange) -> None:
+        """Send a piece; a client that takes nothing for too long loses its answer, for it holds a turn.
+
+        Raises:
+            AnswerCut: so it was.
+        """
+        try:
+            async with asyncio.timeout(self._settings.send_timeout_seconds):
+                await exchange.write(data)
+        except TimeoutError:
+            raise AnswerCut from None
 
     async def _insert(
         self, request: Request, head: InsertHead, rest: bytes, body: AsyncIterator[bytes], exchange: Exchange

@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import parse_qsl
 
 from .errors import Refused
+from .frames import METHODS
 
 __all__ = ["Credentials", "InsertHead", "Request", "insert_head", "split_format"]
 
@@ -74,8 +75,12 @@ class Request:
     content_encoding: str
     wants_compression: bool
     """enable_http_compression=1."""
-    wants_native_frames: bool
-    """compress=1 or decompress=1: ClickHouse's own frames."""
+    frames: str | None
+    """compress=1: the answer comes in ClickHouse's own frames, of this method."""
+    framed_body: bool
+    """decompress=1: the body comes in such frames."""
+    protocol_version: int
+    """client_protocol_version; 0 where the client names none."""
     wait_end_of_query: bool
     form_boundary: str | None
     """Set where the body is a multipart form, which drivers send when parameters are too long for the URL."""
@@ -111,7 +116,9 @@ class Request:
             accept_encoding=named.get("accept-encoding", ""),
             content_encoding=named.get("content-encoding", "").strip().lower(),
             wants_compression=values.get("enable_http_compression") in ("1", "true"),
-            wants_native_frames=values.get("compress") in ("1", "true") or values.get("decompress") in ("1", "true"),
+            frames=_frames(values),
+            framed_body=values.get("decompress") in ("1", "true"),
+            protocol_version=int(version) if (version := values.get("client_protocol_version", "0")).isdecimal() else 0,
             wait_end_of_query=values.get("wait_end_of_query") in ("1", "true"),
             form_boundary=_boundary(named.get("content-type", "")),
         )
@@ -131,6 +138,15 @@ class Request:
             else:
                 raise Refused(f"form field {name!r} is not supported (external data neither)", 48)
         return replace(self, url_sql=sql, parameters=parameters)
+
+
+def _frames(values: Mapping[str, str]) -> str | None:
+    if values.get("compress") not in ("1", "true"):
+        return None
+    method = values.get("network_compression_method", "LZ4").lower()
+    if method not in METHODS:
+        raise Refused(f"network_compression_method {method!r} is not supported; use LZ4 or ZSTD", 432)
+    return method
 
 
 def _boundary(content_type: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Final
 from . import gate
 from .engine import Chunk, Engine, Inserter, Role, Session, Statistics
 from .errors import EngineQueryError, Refused
-from .formats import empty_native, is_streamable, readable_format
+from .formats import empty_native, hello_native, is_streamable, native_text, readable_format
 from .request import InsertHead, Request, split_format
 
 __all__ = ["Answer", "InsertRun", "Reader", "run_write"]
@@ -26,6 +26,17 @@ PIECE_BYTES: Final = 1024 * 1024
 
 _DRIVER_SETTINGS_QUERY: Final = "SELECT name, value, readonly FROM system.settings LIMIT 10000"
 """What clickhouse_connect asks at its start, to the letter."""
+
+_HELLO_QUERY: Final = "SELECT displayName(), version(), revision(), timezone()"
+"""What clickhouse-go asks at its start, to the letter, and wants in the revision that it names (54460)."""
+_HELLO_REVISION: Final = 54454
+"""The first one whose Native has block info and the flag of custom serialization."""
+
+_DRIVER_FRAGMENTS: Final = (
+    # JDBC's getTables: where a table's files lie is nobody's business; all of ours have some.
+    ("WHEN empty(t.data_paths) THEN 'REMOTE TABLE'", "WHEN 0 THEN 'REMOTE TABLE'"),
+)
+"""Parts of drivers' own statements, and what is checked and run in their place."""
 
 _ATOMIC: Final = {
     "async_insert": "0",
@@ -129,11 +140,15 @@ class Reader:
         """
         database = gate.check_database(request.database)
         settings = self._policy.apply(request.settings)
+        for fragment, replacement in _DRIVER_FRAGMENTS:
+            sql = sql.replace(fragment, replacement)
         text, tail_format = split_format(sql)
         if text.strip() == _DRIVER_SETTINGS_QUERY and tail_format == "Native":
             return Answer.whole(self._settings_for_drivers(), "Native")
         default = gate.check_format(request.default_format) if request.default_format else "TabSeparated"
         guess = readable_format(tail_format) if tail_format else default
+        if guess == "Native" and request.protocol_version >= _HELLO_REVISION and text.strip() == _HELLO_QUERY:
+            return Answer.whole(self._hello(), "Native", Statistics(result_rows=1))
         while True:
             whole = guess is None or not is_streamable(guess, settings)
             bounded = dict(settings)
@@ -156,6 +171,17 @@ class Reader:
             except BaseException:
                 session.close()
                 raise
+
+    def _hello(self) -> bytes:
+        """The engine's version, with revision 0: from then on the driver reads Native as the engine writes it."""
+        return hello_native(
+            [
+                ("displayName()", "String", native_text("runstream")),
+                ("version()", "String", native_text(self._engine.version)),
+                ("revision()", "UInt32", bytes(4)),
+                ("timezone()", "String", native_text("UTC")),
+            ]
+        )
 
     def _settings_for_drivers(self) -> bytes:
         """What the driver asks: every setting, of which those that readers may set are not read-only."""
