@@ -23,6 +23,7 @@ from runstream_query.api.errors import ApiError
 from runstream_query.api.routing import PREFIXES
 from runstream_query.api.wire import error_response
 
+from . import sql
 from .access_log import AccessLog
 from .audit import Audit
 from .authenticator import Authenticator, TooManyTriesError
@@ -267,6 +268,7 @@ class _Exchange:
             return None
         principal: Principal | None = ANONYMOUS
         if authenticator.enabled:
+            authorization = authorization or sql.authorization(scope)
             if authorization is not None:
                 principal = await self._authorized(authorization)
             else:
@@ -390,4 +392,5 @@ class _Exchange:
             response = RedirectResponse(f"{self._gateway._root}/login?next={wanted}", status_code=303)
             await response(self._scope, self._receive, self._forward)
             return
-        await error_response(error)(self._scope, self._receive, self._forward)
+        response = sql.problem(self._scope, error) or error_response(error)
+        await response(self._scope, self._receive, self._forward)

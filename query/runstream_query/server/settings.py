@@ -69,6 +69,9 @@ class ServerSettings(BaseSettings):
     max_waiting_reads: int = Field(
         default=256, ge=1, description="Reads waiting or running at once; beyond it 429 with Retry-After."
     )
+    max_sql_queries: int = Field(
+        default=4, ge=1, description="Statements of the SQL port running at once, in all server processes together."
+    )
     read_threads: int = Field(default=8, ge=1, le=256, description="Reads running at once.")
     request_timeout_seconds: float = Field(
         default=120.0, gt=0, description="Time until the answer begins, uploads aside."
