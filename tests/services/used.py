@@ -6,7 +6,7 @@ import os
 
 _used: dict[str, str] = {}
 
-REQUIRED_ON_CI = ("kafka", "s3", "chdb")
+REQUIRED_ON_CI = ("kafka", "s3", "chdb", "go", "jdbc")
 """With CI=true a test that cannot get one of these fails instead of being skipped."""
 
 

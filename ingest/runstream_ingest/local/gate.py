@@ -446,6 +446,9 @@ class SettingsPolicy:
 _FIXED: Final[Mapping[str, tuple[str, ...]]] = {
     # Drivers send it to be safe; the connection is closed anyway.
     "readonly": ("0", "1", "2"),
+    # JDBC's own, with each statement; readers insert nothing.
+    "async_insert": ("0", "1"),
+    "wait_for_async_insert": ("0", "1"),
     # A result beyond its limit is an error here, never a shorter result.
     "result_overflow_mode": ("throw",),
     "timeout_overflow_mode": ("throw",),

@@ -392,5 +392,5 @@ class _Exchange:
             response = RedirectResponse(f"{self._gateway._root}/login?next={wanted}", status_code=303)
             await response(self._scope, self._receive, self._forward)
             return
-        response = sql.problem(self._scope, error) or error_response(error)
-        await response(self._scope, self._receive, self._forward)
+        refusal = sql.problem(self._scope, error) or error_response(error)
+        await refusal(self._scope, self._receive, self._forward)
