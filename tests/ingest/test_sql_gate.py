@@ -250,6 +250,12 @@ HOSTILE = [
     "SELECT * FROM `runstream.points/../../x`",
     "SELECT * FROM `runs.csv`",
     "SELECT * FROM 'runs.parquet'",
+    # Days of processor that no limit and no KILL interrupts.
+    "SELECT levenshteinDistance(repeat('a', 60000 + number), repeat('b', 60000)) FROM numbers(65000)",
+    "SELECT editDistance('a', 'b')",
+    "SELECT damerauLevenshteinDistance('a', 'b')",
+    "SELECT arrayLevenshteinDistance([1], [2])",
+    "SELECT jaroSimilarity('a', 'b')",
     # Settings, by every door.
     "SELECT 1 FORMAT JSON SETTINGS max_threads = 1",
     "SELECT 1 SETTINGS additional_table_filters = {'runs': 'length(file('/etc/passwd')) > 0'}",

@@ -172,7 +172,8 @@ class SqlProxy:
             except LinkBrokenError as exc:
                 if answer is not None:
                     raise  # without a proper end: a cut result must not look whole
-                if last or not whole or not link.reused:
+                self._known = None
+                if last or not whole:
                     return _refusal(503, 210, str(exc))
             finally:
                 if done:

@@ -28,8 +28,6 @@ class Link:
 
     def __init__(self, address: StoreAddress, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.address = address
-        self.reused = False
-        """It has served a request before, so the store may have closed it meanwhile."""
         self._reader = reader
         self._writer = writer
         self._protocol = h11.Connection(h11.CLIENT)
@@ -91,7 +89,6 @@ class Link:
             self._protocol.start_next_cycle()
         except h11.ProtocolError:
             return False
-        self.reused = True
         self._idle_since = time.monotonic()
         return self.usable()
 
