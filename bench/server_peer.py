@@ -101,7 +101,7 @@ class Peer:
         )  # fmt: skip
         self._wait_for(ready)
 
-    def _wait_for(self, path: str, seconds: float = 120.0) -> None:
+    def _wait_for(self, path: str, seconds: float = 240.0) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -172,6 +172,8 @@ class Mlflow(Peer):
         command = [
             sys.executable, "-m", "mlflow", "server", "--port", str(port), "--backend-store-uri", uri,
             "--artifacts-destination", str(folder / "artifacts"),
+            # On a busy machine its supervisor would kill workers that are slow to start.
+            "--uvicorn-opts", "--timeout-worker-healthcheck 120",
         ]  # fmt: skip
         super().__init__(name, command, port, "/health", self._env)
 

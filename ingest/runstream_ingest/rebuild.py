@@ -186,7 +186,8 @@ def _prepare(
     if "control" in cut:
         # State has no offsets, but it only ever grows: all of it merged with a replay of the rest is the same state.
         progress("copying state from before the log's start")
-        others = {"settings", "purged_runs", "purged_experiments", "points", "rollup", "rejects"} | _KEPT_TABLES
+        others = {"settings", "purged_runs", "purged_experiments", "points", "rejects"} | _KEPT_TABLES
+        others |= {"rollup", "rollup_by_key"}
         for table in common:
             if table not in others:
                 _copy(fresh, source, table, "1", report)

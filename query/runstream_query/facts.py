@@ -23,6 +23,8 @@ SELECT 'lifecycle', '', '', 0 FROM (SELECT 1 FROM run_facts WHERE lifecycle.vers
 UNION ALL
 SELECT 'inputs', '', '', 0 FROM (SELECT 1 FROM input_facts LIMIT 1)
 UNION ALL
+SELECT 'run rows', '', '', count() FROM run_facts
+UNION ALL
 SELECT 'models', '', '', 0 FROM (SELECT 1 FROM model_links LIMIT 1)
 UNION ALL
 SELECT 'purged experiment', experiment_id, '', max(version) FROM purged_experiments GROUP BY experiment_id
@@ -53,6 +55,8 @@ class Facts:
     """Some run has inputs."""
     any_models: bool = True
     """Some run read or made a logged model."""
+    run_rows: int = 0
+    """Rows of facts about runs: at least as many as there are runs."""
     experiments: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """(stage, version) of every experiment that was ever deleted."""
     purged_experiments: Mapping[str, int] = field(default_factory=dict)
@@ -85,12 +89,14 @@ class KnownFacts:
         known = self._known
         if known is not None and known[0] == mark:
             return known[1]
-        root, present = "", set()
+        root, run_rows, present = "", 0, set()
         experiments: dict[str, tuple[str, int]] = {}
         purged_experiments: dict[str, int] = {}
         for kind, each, text, version in self._store.rows(_FACTS):
             if kind == "root":
                 root = text
+            elif kind == "run rows":
+                run_rows = int(version)
             elif kind == "experiment":
                 experiments[each] = (text, int(version))
             elif kind == "purged experiment":
@@ -103,6 +109,7 @@ class KnownFacts:
             any_run_lifecycle="lifecycle" in present,
             any_inputs="inputs" in present,
             any_models="models" in present,
+            run_rows=run_rows,
             experiments=experiments,
             purged_experiments=purged_experiments,
         )

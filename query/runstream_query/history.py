@@ -2,6 +2,7 @@
 
 Raw reads collapse points that a client sent twice (LIMIT 1 BY over the sorting key). Downsampling reads `points` as
 they lie: a point that is there twice until a merge changes no extreme and no triangle, and a mean by next to nothing.
+Of one long series only the extremes of many small buckets, and its ends, go through the triangles (MinMaxLTTB).
 """
 
 from __future__ import annotations
@@ -84,6 +85,29 @@ SELECT run_number, key_number, largestTriangleThreeBuckets({{count}})(step, valu
 FROM (SELECT step, value, {_NUMBERED}{_FROM})
 GROUP BY run_number, key_number
 ORDER BY run_number, key_number"""
+
+# Triangles cost three times what the extremes of buckets cost: 1.4 against 0.55 CPU-seconds for 10 million points.
+_LAST_AND_FIRST: Final = f"""
+(SELECT step, value{_FROM} AND NOT isNaN(value)
+ORDER BY run_id, key, step LIMIT 1)
+UNION ALL
+(SELECT step, value{_FROM} AND NOT isNaN(value)
+ORDER BY run_id DESC, key DESC, step DESC LIMIT 1)"""
+_WIDE_LTTB: Final = f"""
+SELECT toUInt32(0), toUInt32(0), largestTriangleThreeBuckets({{count}})(point.1, point.2)
+FROM
+(
+    SELECT DISTINCT point FROM
+    (
+        SELECT arrayJoin([(argMin(step, value), min(value)), (argMax(step, value), max(value))]) AS point
+        FROM (SELECT step, value{_FROM} AND NOT isNaN(value))
+        GROUP BY {_WIDE_BUCKET}
+        UNION ALL
+        SELECT arrayJoin([{{ends}}]) AS point
+    )
+)"""
+_EXTREME_BUCKETS: Final = 4
+"""Buckets for each point that is asked for; each keeps its smallest and largest point."""
 
 _PURGED: Final = "SELECT run_id FROM purged_runs WHERE run_id IN {runs:Array(String)}"
 
@@ -215,12 +239,24 @@ def points(
 ) -> dict[tuple[str, str], list[tuple[int, float]]]:
     """(run id, key) -> at most `count` pairs (step, value) that keep the curve's shape: largest triangle three buckets.
 
-    Points that are no number are left out.
+    Points that are no number are left out. Of one series over many steps, only the smallest and the largest point of
+    four times `count` stretches, and both ends, are considered.
     """
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for series in _series(store, run_ids, keys, count, first_step, last_step):
         parameters = {**series.parameters, **_numbered(series.runs, series.keys)}
-        for run, key, pairs in store.rows(series.sql(_LTTB), parameters):
+        sql = series.sql(_LTTB)
+        if series.single:
+            ends = [(int(step), value) for step, value in store.rows(series.sql(_LAST_AND_FIRST), parameters)]
+            if not ends:
+                continue
+            low, high = min(ends)[0], max(ends)[0]
+            if high - low >= _WIDE_STEPS * _EXTREME_BUCKETS * count and max(abs(low), abs(high)) < 1 << 62:
+                width = (high - low) // (_EXTREME_BUCKETS * count) + 1
+                points = ", ".join(f"(toInt64({step}), toFloat64('{value!r}'))" for step, value in ends)
+                sql = series.sql(_WIDE_LTTB.replace("{width}", str(width)).replace("{ends}", points))
+                parameters["firsts"] = [low]
+        for run, key, pairs in store.rows(sql, parameters):
             found[series.runs[run], series.keys[key]] = [(int(step), value) for step, value in pairs]
     return found
 

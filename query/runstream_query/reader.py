@@ -14,6 +14,7 @@ from . import artifacts, history, records, run_records, user_sql
 from .errors import ExperimentNotFound, InvalidQuery, RunNotFound
 from .facts import Facts, KnownFacts
 from .search import token
+from .search.candidates import compile_candidates
 from .search.experiments import ExperimentQuery, compile_experiments
 from .search.parse import EXPERIMENTS, RUNS, parse_filter, parse_order
 from .search.runs import RunQuery, compile_runs
@@ -100,14 +101,26 @@ class Reader:
             int(view),
         )
 
-        def compiled(facts: Facts, after: token.Values | None) -> RunQuery:
-            return compile_runs(experiments, tree, orders, view, limit=limit + 1, facts=facts, after=after)
+        def compiled(facts: Facts, after: token.Values | None, among: Sequence[str] | None = None) -> RunQuery:
+            return compile_runs(experiments, tree, orders, view, limit=limit + 1, facts=facts, after=after, among=among)
 
         after = None if not page_token else token.decode(page_token, search, compiled(Facts(), None).sort)
         if not experiments:
             return [], None, Facts()
         facts = self._facts.at(self._visibility.wait(STREAMS, patience))
-        rows, following = self._page(compiled(facts, after), search, limit)
+        query = compiled(facts, after)
+        rows = None
+        candidates = compile_candidates(experiments, tree, orders, facts, limit + 1, after)
+        if candidates is not None:
+            found = self._store.rows(candidates.sql, candidates.parameters)
+            among = list({row[0]: None for row in found})
+            if sum(map(len, among)) <= records.BULK_CHARS:
+                narrow = compiled(facts, after, among)
+                page = self._store.rows(narrow.sql, narrow.parameters) if among else []
+                rows = page if candidates.suffice(found, page, limit + 1) else None
+        if rows is None:
+            rows = self._store.rows(query.sql, query.parameters)
+        rows, following = self._cut(rows, query, search, limit)
         return [row[0] for row in rows], following, facts
 
     def get_run(self, run_id: str) -> Run:
@@ -306,7 +319,12 @@ class Reader:
     def _page(
         self, query: RunQuery | ExperimentQuery, search: str, limit: int
     ) -> tuple[list[tuple[Any, ...]], str | None]:
-        rows = self._store.rows(query.sql, query.parameters)
+        return self._cut(self._store.rows(query.sql, query.parameters), query, search, limit)
+
+    @staticmethod
+    def _cut(
+        rows: list[tuple[Any, ...]], query: RunQuery | ExperimentQuery, search: str, limit: int
+    ) -> tuple[list[tuple[Any, ...]], str | None]:
         if len(rows) <= limit:
             return rows, None
         rows = rows[:limit]

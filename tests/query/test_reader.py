@@ -399,6 +399,34 @@ def test_buckets_of_one_long_series(reader: Reader, logged: Logged) -> None:
         assert (with_times.first_timestamp, with_times.last_timestamp) == (1_000 + first, 1_000 + last)
 
 
+def test_points_of_one_long_series(reader: Reader, logged: Logged) -> None:
+    """Few points of many keep both ends and a single spike, are real, in order, and leave out what is no number."""
+    experiment = logged.experiment("long points")
+    logged.run("longpoints", experiment)
+    series = {step: (math.sin(step / 5_000), step) for step in range(-20_000, 20_000)}
+    series[-20_000] = (0.25, 7)
+    series[123] = (50.0, 8)
+    series[124] = (math.nan, 9)
+    series[19_999] = (math.nan, 9)
+    series[-5_000] = (-math.inf, 9)
+    items = [(step, 100_000 + at, value) for step, (value, at) in series.items()]
+    for first in range(0, len(items), 10_000):
+        logged.points("longpoints", "m", items[first : first + 10_000])
+    logged.send()
+    found = reader.metric_points(["longpoints"], ["m"], 50)["longpoints", "m"]
+    assert len(found) == 50
+    assert found[0] == (-20_000, 0.25)
+    assert found[-1] == (19_998, series[19_998][0])
+    assert (123, 50.0) in found
+    assert all(value == series[step][0] for step, value in found)
+    assert [step for step, _ in found] == sorted({step for step, _ in found})
+    part = reader.metric_points(["longpoints"], ["m"], 10, first_step=0, last_step=15_000)["longpoints", "m"]
+    assert (part[0][0], part[-1][0], len(part)) == (0, 15_000, 10)
+    logged.points("longpoints", "nothing", [(step, 1, math.nan) for step in (0, 1_000_000)])
+    logged.send()
+    assert reader.metric_points(["longpoints"], ["nothing"], 10) == {}
+
+
 @pytest.mark.parametrize("extra", ["", "".join(map(chr, range(32)))])
 def test_large_lists_reach_the_store_as_they_are(reader: Reader, extra: str) -> None:
     """A list too large for the URL arrives whole, whatever its elements hold, and costs no more than its size."""

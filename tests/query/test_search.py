@@ -179,6 +179,35 @@ def test_pages_join_to_the_whole(
     assert pages == whole
 
 
+@pytest.mark.parametrize("entries", [[], ["start_time"], ["metrics.x"], ["metrics.x DESC", "params.`k.v`"]])
+@pytest.mark.parametrize("text", ["", "metrics.x > -1", "params.x != 'a' AND metrics.x IS NOT NULL"])
+@pytest.mark.parametrize("count", [3, 9, 1_000])
+def test_candidates_change_no_page(
+    reader: Reader,
+    runs: list[Run],
+    experiments: list[str],
+    entries: list[str],
+    text: str,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A page that is first looked for among few candidates is the same page, whether they suffice or not."""
+    expected = [
+        run.info.run_id for run in ordered([r for r in runs if matches(parse_filter(text), r)], parse_order(entries))
+    ]
+    monkeypatch.setattr("runstream_query.search.candidates.MIN_RUN_ROWS", 0)
+    monkeypatch.setattr("runstream_query.search.candidates._COUNT", count)
+    monkeypatch.setattr("runstream_query.search.candidates._PER_ROW", 1)
+    pages: list[str] = []
+    token = None
+    for _ in range(100):
+        page, token = reader.search_run_ids(experiments, text, order_by=entries, max_results=5, page_token=token)
+        pages += page
+        if token is None:
+            break
+    assert pages == expected
+
+
 def test_pages_stay_when_runs_come(reader: Reader, logged: Logged) -> None:
     """A run that starts between two pages shifts nothing: no run comes twice and none is left out."""
     experiment = logged.experiment("growing")

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from runstream.transport import Event
 from runstream_schemas.identity import now_ms
+from runstream_schemas.limits import MAX_TIME_MS
 
 from .backend import Backend
 from .errors import invalid
@@ -27,6 +28,7 @@ from .validation import (
     check_unique_params,
     clean_param,
     clean_tag,
+    is_safe_name,
 )
 from .wire import (
     Double,
@@ -36,12 +38,18 @@ from .wire import (
     JsonResponse,
     KeyValue,
     Message,
+    check_content_type,
+    json_fields,
     missing_value,
     pairs_of,
+    parse,
     query_fields,
     read,
 )
 
+MAX_STEP: Final = 1 << 63
+MAX_EXACT: Final = 1 << 53
+"""Whole numbers up to here are doubles."""
 MAX_BULK_RUNS: Final = 100
 MAX_BULK_RESULTS: Final = 25_000
 MAX_INTERVAL_RESULTS: Final = 2_500
@@ -142,8 +150,36 @@ async def _log_metric(backend: Backend, request: Request) -> Response:
     return Empty()
 
 
+def _plain_points(metrics: object) -> list[tuple[str, float, int, int]] | None:
+    """The points of a batch in which everything is as clients write it; None: it must be looked at field by field.
+
+    The same checks in the same words take three times as long through models.
+    """
+    if type(metrics) is not list:
+        return None
+    points = []
+    for metric in metrics:
+        if type(metric) is not dict or len(metric) != 4:
+            return None
+        key, value = metric.get("key"), metric.get("value")
+        timestamp, step = metric.get("timestamp"), metric.get("step")
+        if type(value) is int and -MAX_EXACT <= value <= MAX_EXACT:
+            value = float(value)
+        if type(key) is not str or type(value) is not float or type(timestamp) is not int or type(step) is not int:
+            return None
+        if not is_safe_name(key) or not 0 <= timestamp < MAX_TIME_MS or not -MAX_STEP <= step < MAX_STEP:
+            return None
+        points.append((key, value, timestamp, step))
+    return points
+
+
 async def _log_batch(backend: Backend, request: Request) -> Response:
-    message = await read(LogBatch, request)
+    check_content_type(request)
+    fields = json_fields(await request.body())
+    plain = _plain_points(fields.get("metrics"))
+    if plain is not None:
+        del fields["metrics"]
+    message = parse(LogBatch, fields)
     run_id = message.run_id or ""
     metrics = message.metrics or []
     for index, metric in enumerate(metrics):
@@ -156,7 +192,7 @@ async def _log_batch(backend: Backend, request: Request) -> Response:
     params = pairs_of(message.params, "params")
     tags = pairs_of(message.tags, "tags")
     check_run_id(run_id)
-    points = []
+    points = plain or []
     of_models = []
     for index, metric in enumerate(metrics):
         key, value, timestamp, step = metric.key or "", metric.value or 0.0, metric.timestamp or 0, metric.step or 0

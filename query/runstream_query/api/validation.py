@@ -12,7 +12,7 @@ from typing import Final
 
 from runstream_schemas.limits import MAX_TIME_MS
 
-from .errors import invalid
+from .errors import ApiError, invalid
 from .wire import invalid_value
 
 MAX_KEY_CHARS: Final = 250
@@ -64,6 +64,16 @@ def check_name(name: str, path: str) -> None:
         _SAFE_NAMES.clear()
     if len(name) <= MAX_KEY_CHARS:
         _SAFE_NAMES[name] = None
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a name is known to have passed `check_name` and to be no longer than `MAX_KEY_CHARS`; notes new ones."""
+    if name not in _SAFE_NAMES:
+        try:
+            check_name(name, "")
+        except ApiError:
+            return False
+    return name in _SAFE_NAMES
 
 
 def check_length(what: str, limit: int, value: str) -> None:

@@ -1,7 +1,8 @@
 """A search for runs -> one SELECT of run ids. Reads the private tables: the views would merge every run's every fact.
 
 The selection touches only what filter and order need: the start facts of the chosen experiments, and one subquery for
-each metric, param or tag key, joined by run id. The page's runs are fetched afterwards by id (`records`).
+each metric, param or tag key, joined by run id. The page's runs are fetched afterwards by id (`records`). For a short
+page of a large store the selection is first narrowed to candidates (`candidates`).
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from .parse import RUNS, Order
 from .sql import Column, Parameters, Sort, compare_number, compare_text, seek
 from .tree import And, Comparison, Field, Filter, Not, Or
 
-__all__ = ["RunQuery", "compile_runs"]
+__all__ = ["RunQuery", "compile_runs", "conjuncts"]
 
 LOST: Final = "LOST"
 
 # FINAL reads whole tuples: a subcolumn comes out of the first part only. PREWHERE before the merge, because the key is
-# part of the sorting key: 62 ms instead of 490 for one key of 2 million series.
+# part of the sorting key: 62 ms instead of 490 for one key of 2 million series; metrics have a table ordered by key.
 _KEYED: Final = {
     "metric": "SELECT run_id, 1 AS present, last.value AS value, last.is_nan AS is_nan "
-    "FROM (SELECT run_id, last FROM rollup FINAL PREWHERE key = {key})",
+    "FROM (SELECT run_id, last FROM rollup_by_key FINAL PREWHERE key = {key}{among})",
     "param": "SELECT run_id, 1 AS present, first.value AS value "
-    "FROM (SELECT run_id, first FROM param_facts FINAL PREWHERE key = {key})",
+    "FROM (SELECT run_id, first FROM param_facts FINAL PREWHERE key = {key}{among})",
     "tag": "SELECT run_id, 1 AS present, latest.value AS value "
-    "FROM (SELECT run_id, latest FROM run_tag_facts FINAL PREWHERE key = {key}) WHERE latest.deleted = 0",
+    "FROM (SELECT run_id, latest FROM run_tag_facts FINAL PREWHERE key = {key}{among}) WHERE latest.deleted = 0",
 }
 _DATASETS: Final = (
     "SELECT run_id FROM (SELECT run_id, name, digest, latest.context AS context "
@@ -76,14 +77,23 @@ def compile_runs(
     limit: int,
     facts: Facts,
     after: Sequence[int | float | str] | None = None,
+    among: Sequence[str] | None = None,
 ) -> RunQuery:
-    """The SELECT of up to `limit` run ids, in order, behind the row with the sort values `after`."""
-    return _Compiler(experiment_ids, view, facts).compile(tree, orders, limit, after)
+    """The SELECT of up to `limit` run ids, in order, behind the row with the sort values `after`.
+
+    Args:
+        among: only these runs; None for all.
+    """
+    return _Compiler(experiment_ids, view, facts, among).compile(tree, orders, limit, after)
 
 
 class _Compiler:
-    def __init__(self, experiment_ids: Sequence[str], view: ViewType, facts: Facts) -> None:
+    def __init__(
+        self, experiment_ids: Sequence[str], view: ViewType, facts: Facts, among: Sequence[str] | None
+    ) -> None:
         self._parameters = Parameters()
+        self._head = "" if among is None else f"WITH {self._parameters.add(list(among))} AS candidates\n"
+        self._among = "" if among is None else " AND run_id IN candidates"
         self._experiments = self._parameters.add(list(experiment_ids))
         self._view = view
         self._facts = facts
@@ -105,7 +115,7 @@ class _Compiler:
         elif self._view is not ViewType.ALL and self._needs_lifecycle:
             sign = "!=" if self._view is ViewType.ACTIVE_ONLY else "="
             conditions.append(f"if(x.stage_version > l.stage_version, x.stage, l.stage) {sign} 'deleted'")
-        lines = [f"SELECT r.run_id AS run_id, {sort.select()}", f"FROM ({self._base()}) AS r"]
+        lines = [f"{self._head}SELECT r.run_id AS run_id, {sort.select()}", f"FROM ({self._base()}) AS r"]
         lines += [join.sql(name) for name, join in zip(self._names(), self._joins.values(), strict=True)]
         if self._needs_lifecycle:
             lines += [self._lifecycle()]
@@ -118,10 +128,10 @@ class _Compiler:
             # A resumed run is started again in the same experiment, so that its first start is among these rows.
             return (
                 f"SELECT run_id, {columns} FROM run_facts "
-                f"WHERE start.experiment_id IN {self._experiments} GROUP BY run_id"
+                f"WHERE start.experiment_id IN {self._experiments}{self._among} GROUP BY run_id"
             )
         return (
-            f"SELECT run_id, {columns} FROM run_facts GROUP BY run_id "
+            f"SELECT run_id, {columns} FROM run_facts {self._among.replace(' AND', 'WHERE')} GROUP BY run_id "
             f"HAVING max(start.inverse_version) > 0 AND experiment_id IN {self._experiments}"
         )
 
@@ -145,6 +155,7 @@ class _Compiler:
         join = self._joins.get(field.identity)
         if join is None:
             source = _KEYED[field.entity].replace("{key}", self._parameters.add(field.key))
+            source = source.replace("{among}", self._among)
             join = self._joins[field.identity] = _Join(source)
         return self._names()[list(self._joins).index(field.identity)], join
 
@@ -155,7 +166,7 @@ class _Compiler:
     def _pushed_down(self, tree: Filter | None) -> list[Filter]:
         """Conditions that must hold move into the subquery of their key, which then is small; the rest is returned."""
         rest: list[Filter] = []
-        for part in _conjuncts(tree):
+        for part in conjuncts(tree):
             keyed = isinstance(part, Comparison) and part.field.entity in _KEYED and part.operator != "IS NULL"
             if isinstance(part, Comparison) and keyed:
                 _, join = self._join(part.field)
@@ -288,9 +299,10 @@ class _Join:
         return f"{'INNER' if self.required else 'LEFT'} JOIN ({source}) AS {name} ON {name}.run_id = r.run_id"
 
 
-def _conjuncts(tree: Filter | None) -> list[Filter]:
+def conjuncts(tree: Filter | None) -> list[Filter]:
+    """The conditions that must all hold."""
     if tree is None:
         return []
     if isinstance(tree, And):
-        return [part for child in tree.parts for part in _conjuncts(child)]
+        return [part for child in tree.parts for part in conjuncts(child)]
     return [tree]

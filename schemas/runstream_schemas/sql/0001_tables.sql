@@ -18,6 +18,7 @@ ENGINE = ReplacingMergeTree
 PRIMARY KEY (run_id, key, step)
 ORDER BY (run_id, key, step, timestamp, writer, seq);
 
+-- Small granules, here and below: a page of runs reads a few rows at each of 50 places.
 -- One row per series. last is the largest (step, timestamp, value without NaN, is NaN).
 CREATE TABLE IF NOT EXISTS rollup
 (
@@ -28,7 +29,8 @@ CREATE TABLE IF NOT EXISTS rollup
     max SimpleAggregateFunction(max, Float64)
 )
 ENGINE = AggregatingMergeTree
-ORDER BY (run_id, key);
+ORDER BY (run_id, key)
+SETTINGS index_granularity = 1024;
 
 -- One row per run. start holds the smallest version (kept as its complement, so that max keeps it and 0 is "none").
 CREATE TABLE IF NOT EXISTS run_facts
@@ -43,7 +45,8 @@ CREATE TABLE IF NOT EXISTS run_facts
     heartbeat_at SimpleAggregateFunction(max, Int64)
 )
 ENGINE = AggregatingMergeTree
-ORDER BY run_id;
+ORDER BY run_id
+SETTINGS index_granularity = 1024;
 
 -- One row per experiment. created is the oldest creation (as run_facts.start), last_created the newest, which counts
 -- after a purge; last_start is the newest start of one of its runs: it restores a deleted experiment.
@@ -69,7 +72,8 @@ CREATE TABLE IF NOT EXISTS param_facts
     largest SimpleAggregateFunction(max, String)
 )
 ENGINE = AggregatingMergeTree
-ORDER BY (run_id, key);
+ORDER BY (run_id, key)
+SETTINGS index_granularity = 1024;
 
 CREATE TABLE IF NOT EXISTS run_tag_facts
 (
@@ -78,7 +82,8 @@ CREATE TABLE IF NOT EXISTS run_tag_facts
     latest SimpleAggregateFunction(max, Tuple(version UInt128, deleted UInt8, value String))
 )
 ENGINE = AggregatingMergeTree
-ORDER BY (run_id, key);
+ORDER BY (run_id, key)
+SETTINGS index_granularity = 1024;
 
 CREATE TABLE IF NOT EXISTS experiment_tag_facts
 (

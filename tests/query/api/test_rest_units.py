@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="needs the server: pip install 'runstream[
 from runstream_query.api.artifact_root import ArtifactRoot, clean_path
 from runstream_query.api.errors import STATUS_OF, ApiError
 from runstream_query.api.event import Clock, metric_batch, value_seq
-from runstream_query.api.metrics import LogMetric
+from runstream_query.api.metrics import BatchMetric, LogMetric, _plain_points
 from runstream_query.api.search_text import page_offset, page_token
 from runstream_query.api.wire import parse
 from runstream_query.server.auth import AuthFile, AuthFileError
@@ -154,3 +154,33 @@ def test_every_error_becomes_the_one_body(caplog: pytest.LogCaptureFixture) -> N
     assert as_api_error(codec.CodecError("x")).status == 400
     told = as_api_error(ZeroDivisionError("secret"))
     assert told.status == 500 and "secret" not in told.message and "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("metric", "plain"),
+    [
+        ({"key": "a/b", "value": 1.5, "timestamp": 0, "step": -1}, True),
+        ({"key": "a", "value": 7, "timestamp": 5, "step": 0}, True),
+        ({"key": "a", "value": math.inf, "timestamp": 5, "step": 0}, True),
+        ({"key": "a", "value": "NaN", "timestamp": 5, "step": 0}, False),
+        ({"key": "a", "value": True, "timestamp": 5, "step": 0}, False),
+        ({"key": "a", "value": 1.0, "timestamp": "5", "step": 0}, False),
+        ({"key": "a", "value": 1.0, "timestamp": -5, "step": 0}, False),
+        ({"key": "a", "value": 1.0, "timestamp": 5, "step": 1 << 63}, False),
+        ({"key": "a", "value": 1.0, "timestamp": 5}, False),
+        ({"key": "a", "value": 1.0, "timestamp": 5, "model_id": "m"}, False),
+        ({"key": "a", "value": 1.0, "timestamp": 5, "step": 0, "modelId": "m"}, False),
+        ({"key": "../a", "value": 1.0, "timestamp": 5, "step": 0}, False),
+        ({"key": "", "value": 1.0, "timestamp": 5, "step": 0}, False),
+        ({"key": "a" * 251, "value": 1.0, "timestamp": 5, "step": 0}, False),
+        ({"key": 5, "value": 1.0, "timestamp": 5, "step": 0}, False),
+    ],
+)
+def test_points_without_models(metric: dict[str, object], plain: bool) -> None:
+    """The short way through a batch takes only what the models take as it is, and gives the same points."""
+    found = _plain_points([metric, metric])
+    assert (found is not None) == plain
+    if found is not None:
+        model = BatchMetric.model_validate(metric)
+        assert found == [(model.key, model.value, model.timestamp, model.step)] * 2
+        assert isinstance(found[0][1], float)
