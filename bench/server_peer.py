@@ -99,7 +99,11 @@ class Peer:
             command, env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
-        self._wait_for(ready)
+        try:
+            self._wait_for(ready)
+        except RuntimeError:
+            self.stop()
+            raise
 
     def _wait_for(self, path: str, seconds: float = 240.0) -> None:
         deadline = time.monotonic() + seconds
@@ -153,7 +157,7 @@ class Runstream(Peer):
 
     def stop(self) -> None:
         """See `Peer`."""
-        store = self._store()
+        store = self._store()  # before the server ends
         super().stop()
         if store is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -219,7 +223,7 @@ class Postgres:
     @property
     def uri(self) -> str:
         """For `--backend-store-uri`."""
-        return f"postgresql://mlflow@127.0.0.1:{self._port}/mlflow"
+        return f"postgresql+psycopg2://mlflow@127.0.0.1:{self._port}/mlflow"
 
     def _run(self, command: str, *arguments: str) -> None:
         subprocess.run(

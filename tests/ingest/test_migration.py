@@ -88,8 +88,8 @@ def test_a_failing_statement_is_named(empty_store: Store, monkeypatch: pytest.Mo
 
 REPEATABLE = re.compile(
     r"CREATE TABLE IF NOT EXISTS |CREATE MATERIALIZED VIEW IF NOT EXISTS |CREATE OR REPLACE VIEW |"
-    r"INSERT INTO (experiment_facts|settings) |ALTER TABLE \w+\s+(ADD COLUMN IF NOT EXISTS|MODIFY COLUMN)|"
-    r"DROP \w+ IF EXISTS "
+    r"INSERT INTO (experiment_facts|settings|rollup_by_key) |"
+    r"ALTER TABLE \w+\s+(ADD COLUMN IF NOT EXISTS|MODIFY COLUMN)|DROP \w+ IF EXISTS "
 )
 
 
