@@ -99,6 +99,8 @@ def prepare(peer: Peer, runs: int, points: int) -> None:
         fill_runstream(peer, runs, points)
     elif isinstance(peer, Mlflow):
         peer.fill(runs, points)
+    caller.close()  # servers end connections that were silent for as long as filling takes
+    caller = Caller(peer.port)
     assert len(caller.json(history_path(peer))["metrics"]) == points
     whole = caller.json(f"{API}/runs/search", search_body(peer, 50_000, "metrics.loss >= 0"))["runs"]
     assert len(whole) == runs
@@ -256,6 +258,8 @@ def main() -> None:
                 if not options.no_postgres:
                     postgres = Postgres(folder)
                     peers.append(Mlflow("MLflow, PostgreSQL", folder, postgres.uri, postgres.packages))
+            for peer in peers[1:]:  # our store process has gone again if MLflow took long to start
+                Caller(peer.port).json(f"{API}/experiments/search", {"max_results": 1})
             time.sleep(3.0)  # everybody comes to rest
             for peer in peers:
                 extra = [postgres.process.pid] if postgres is not None and "PostgreSQL" in peer.name else []
