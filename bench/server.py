@@ -234,7 +234,7 @@ def report(results: dict[str, dict[str, list[float]]], units: dict[str, str], na
 def main() -> None:
     """Run all of it and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of load for one rate")
+    parser.add_argument("--seconds", type=int, default=3, help="of load for one rate")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--points", type=int, default=100_000)
