@@ -239,7 +239,7 @@ def test_a_topic_that_is_deleted_or_made_anew_stops_the_worker_loudly(join: Join
 
 
 def test_a_topic_made_anew_while_no_worker_ran_is_noticed(join: Join) -> None:
-    """The store was filled beyond its end. (Kafka forgets a deleted topic's commits, so a longer one is a warning.)"""
+    """The store was filled beyond its end. (One that has grown longer meanwhile is known by its id: `identity`.)"""
     address = shared_broker().prefix()
     append(address, 0, 5)
     member = join(address)
