@@ -101,12 +101,12 @@ class _Page:
             }
             inputs["model_inputs"], outputs = models["input"], models["output"]
         return [
-            b'{"info":%b,"data":{%b},"inputs":{%b}%b}'
+            b'{"info":%b,"data":{%b},"inputs":{%b},"outputs":{%b}}'
             % (
                 info,
                 _lists(data, place),
                 _lists(inputs, place),
-                b',"outputs":{"model_outputs":[%b]}' % outputs[place] if outputs[place] else b"",
+                _lists({"model_outputs": outputs}, place),
             )
             for place, info in enumerate(infos)
             if info
