@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from importlib.metadata import version
 
+import hypothesis
 import pytest
 
 from tests.services import used
 
 _skipped: Counter[str] = Counter()
+
+# No test is timed: a machine with other work is slow, not wrong.
+hypothesis.settings.register_profile("runstream", deadline=None)
+hypothesis.settings.load_profile("runstream")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

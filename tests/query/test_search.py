@@ -242,14 +242,18 @@ def test_tokens_are_checked(reader: Reader, runs: list[Run], experiments: list[s
     reader.search_run_ids(experiments, order_by=["metrics.x"], max_results=9, page_token=token)
 
 
-def test_lost_is_asked_for_like_a_status(reader: Reader, runs: list[Run], experiments: list[str]) -> None:
+def test_lost_is_asked_for_like_a_status(reader: Reader, logged: Logged) -> None:
     """Runs logged just now are alive: none is LOST, and RUNNING ones stay RUNNING."""
-    assert reader.search_run_ids(experiments, "attributes.status = 'LOST'")[0] == []
-    everyone = len(runs)
-    assert len(reader.search_run_ids(experiments, "status != 'LOST'")[0]) == everyone
-    failed = {run.info.run_id for run in runs if run.info.status == "FAILED"}
-    assert set(reader.search_run_ids(experiments, "status IN ('LOST', 'FAILED')")[0]) == failed
-    assert len(reader.search_run_ids(experiments, "status NOT IN ('LOST', 'FAILED')")[0]) == everyone - len(failed)
+    alive = [logged.experiment("alive")]
+    for number, status in enumerate(("", "FAILED", "FINISHED", "")):
+        logged.run(f"alive{number}", alive[0], status=status)
+    logged.send()
+    found = {
+        text: set(reader.search_run_ids(alive, text)[0])
+        for text in ("attributes.status = 'LOST'", "status != 'LOST'", "status IN ('LOST', 'FAILED')")
+    }
+    assert list(found.values()) == [set(), {f"alive{n}" for n in range(4)}, {"alive1"}]
+    assert set(reader.search_run_ids(alive, "status NOT IN ('LOST', 'FAILED')")[0]) == {"alive0", "alive2", "alive3"}
 
 
 def test_large_values_reach_the_store(reader: Reader, logged: Logged) -> None:
