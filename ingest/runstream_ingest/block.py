@@ -47,10 +47,12 @@ def fingerprint_of(payload: bytes, count: int) -> bytes | None:
     Args:
         payload: `count` records as they lie in a batch, without compression.
     """
-    schema = codec.current("metric_batch")
-    if payload.count(_trailer(schema.fingerprint)) != count or not _has_key(payload):
+    # The newest version; a worker that knows none at all takes every record for one of an unknown schema.
+    known = [schema for schema in codec.schemas().values() if schema.event == "metric_batch"]
+    newest = max(known, key=lambda schema: schema.version, default=None)
+    if newest is None or payload.count(_trailer(newest.fingerprint)) != count or not _has_key(payload):
         return None
-    return schema.fingerprint
+    return newest.fingerprint
 
 
 def _has_key(payload: bytes) -> bool:
