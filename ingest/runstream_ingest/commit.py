@@ -85,7 +85,7 @@ class Committer:
             Abandoned: the worker stops and the store is away.
             SystemicFailure: the store refuses everything, or too much.
         """
-        dead = self._insert_blocks(batch) + batch.dead
+        dead = batch.dead + self._insert_blocks(batch)
         self._gauge.count(batch.count(), dead)
         if dead:
             dead.sort(key=lambda letter: letter.source)
@@ -102,6 +102,7 @@ class Committer:
     def _insert_blocks(self, batch: Batch) -> list[DeadLetter]:
         """Store the batch, blocks whole where they are sound, and record by record where not."""
         records = list(batch.records)
+        refused: list[DeadLetter] = []
         stored: Sequence[LogBlock] = ()
         try:
             self._send_blocks(batch.blocks)
@@ -125,8 +126,8 @@ class Committer:
                 taken = Batch()
                 taken.add(block.take_apart())
                 records += taken.records
-                batch.dead += taken.dead
-        return self.insert(records, stored)
+                refused += taken.dead
+        return refused + self.insert(records, stored)
 
     def _send_blocks(self, blocks: Sequence[LogBlock]) -> None:
         by_schema: dict[bytes, list[LogBlock]] = {}

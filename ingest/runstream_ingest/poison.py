@@ -6,10 +6,10 @@ pass the same probe: where it does not, the store is at fault and the worker mus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from runstream_schemas import codec
 
@@ -21,6 +21,7 @@ from .store import Store
 
 __all__ = ["Isolated", "isolate", "sound_blocks"]
 
+T = TypeVar("T")
 Call = Callable[[Callable[[], None]], None]
 """Runs a store call, again while the store is busy."""
 
@@ -53,18 +54,11 @@ def isolate(store: Store, framed: Framed, cause: StoreError, call: Call) -> Isol
         raise SystemicFailure(f"the store refuses a sound {framed.event}: {refused}") from refused
     poison: list[tuple[LogRecord, str]] = []
     survivors: list[LogRecord] = []
-    work: list[Sequence[LogRecord]] = [framed.records]
-    while work:
-        part = work.pop()
-        refused = _probe(store, part, call)
+    for part, refused in _bisect(framed.records, lambda some: _probe(store, some, call)):
         if refused is None:
             survivors.extend(part)
-        elif len(part) == 1:
-            poison.append((part[0], f"does not decode: {refused}"))
         else:
-            # The right half first onto the stack, so that survivors keep their order.
-            middle = len(part) // 2
-            work += [part[middle:], part[:middle]]
+            poison.append((part[0], f"does not decode: {refused}"))
     if not poison:
         raise SystemicFailure(f"the store refuses {framed.event} bodies that all decode: {cause}") from cause
     return Isolated(survivors, poison)
@@ -82,39 +76,43 @@ def sound_blocks(store: Store, blocks: Sequence[LogBlock], cause: StoreError, ca
     """
     if cause.systemic:
         raise SystemicFailure(f"the store refuses every block of metrics: {cause}") from cause
-    sound: list[LogBlock] = []
-    work: list[Sequence[LogBlock]] = [blocks]
+    parts = _bisect(blocks, lambda some: _probe_blocks(store, some, call))
+    return [block for part, refused in parts if refused is None for block in part]
+
+
+def _bisect(
+    items: Sequence[T], probe: Callable[[Sequence[T]], StoreError | None]
+) -> Iterator[tuple[Sequence[T], StoreError | None]]:
+    """Parts of `items` that pass the probe, and each single item that does not, with the refusal; in order."""
+    work: list[Sequence[T]] = [items]
     while work:
         part = work.pop()
-        if _probe_blocks(store, part, call):
-            sound.extend(part)
-        elif len(part) > 1:
+        refused = probe(part)
+        if refused is None or len(part) == 1:
+            yield part, refused
+        else:
+            # The right half first onto the stack, so that what passes keeps its order.
             middle = len(part) // 2
             work += [part[middle:], part[:middle]]
-    return sound
-
-
-def _probe_blocks(store: Store, blocks: Sequence[LogBlock], call: Call) -> bool:
-    try:
-        call(lambda: store.insert(PROBE, columns(blocks[0].fingerprint), frame_blocks(blocks)))
-    except StoreBusy:
-        raise
-    except StoreError as exc:
-        if exc.systemic:
-            raise SystemicFailure(f"the store refuses a probe of metrics: {exc}") from exc
-        return False
-    return True
 
 
 def _probe(store: Store, records: Sequence[LogRecord], call: Call) -> StoreError | None:
     [framed] = frame(records)
+    return _refusal(store, f"probe_{framed.event}", framed.columns, framed.chunks, call)
+
+
+def _probe_blocks(store: Store, blocks: Sequence[LogBlock], call: Call) -> StoreError | None:
+    return _refusal(store, PROBE, columns(blocks[0].fingerprint), frame_blocks(blocks), call)
+
+
+def _refusal(store: Store, table: str, names: Sequence[str], chunks: Sequence[bytes], call: Call) -> StoreError | None:
     try:
-        call(lambda: store.insert(f"probe_{framed.event}", framed.columns, framed.chunks))
+        call(lambda: store.insert(table, names, chunks))
     except StoreBusy:
         raise
     except StoreError as exc:
         if exc.systemic:
-            raise SystemicFailure(f"the store refuses a probe of {framed.event}: {exc}") from exc
+            raise SystemicFailure(f"the store refuses an insert into {table}: {exc}") from exc
         return exc
     return None
 
