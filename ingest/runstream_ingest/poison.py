@@ -1,6 +1,7 @@
-"""Which bodies of a refused insert are to blame: bisection with decode-only probes, which leave nothing behind.
+"""Which bodies of a refused insert are to blame: decode-only probes, which leave nothing behind.
 
-A probe inserts into a copy of the landing table that has no views. Before any body is blamed, a body of our own must
+fastavro says which bodies look wrong, so that usually one probe clears all others and each suspect takes one more;
+what both decoders disagree about is found by bisection. The engine alone condemns. A probe inserts into a copy of the landing table that has no views. Before any body is blamed, a body of our own must
 pass the same probe: where it does not, the store is at fault and the worker must stop (`SystemicFailure`).
 """
 
@@ -54,7 +55,11 @@ def isolate(store: Store, framed: Framed, cause: StoreError, call: Call) -> Isol
         raise SystemicFailure(f"the store refuses a sound {framed.event}: {refused}") from refused
     poison: list[tuple[LogRecord, str]] = []
     survivors: list[LogRecord] = []
-    for part, refused in _bisect(framed.records, lambda some: _probe(store, some, call)):
+    suspects = [record for record in framed.records if _is_suspect(record)]
+    known = {id(record) for record in suspects}
+    others = [record for record in framed.records if id(record) not in known]
+    groups = [others] if others else []
+    for part, refused in _bisect([[one] for one in suspects] + groups, lambda some: _probe(store, some, call)):
         if refused is None:
             survivors.extend(part)
         else:
@@ -76,15 +81,15 @@ def sound_blocks(store: Store, blocks: Sequence[LogBlock], cause: StoreError, ca
     """
     if cause.systemic:
         raise SystemicFailure(f"the store refuses every block of metrics: {cause}") from cause
-    parts = _bisect(blocks, lambda some: _probe_blocks(store, some, call))
+    parts = _bisect([blocks], lambda some: _probe_blocks(store, some, call))
     return [block for part, refused in parts if refused is None for block in part]
 
 
 def _bisect(
-    items: Sequence[T], probe: Callable[[Sequence[T]], StoreError | None]
+    groups: Sequence[Sequence[T]], probe: Callable[[Sequence[T]], StoreError | None]
 ) -> Iterator[tuple[Sequence[T], StoreError | None]]:
-    """Parts of `items` that pass the probe, and each single item that does not, with the refusal; in order."""
-    work: list[Sequence[T]] = [items]
+    """Parts of `groups` that pass the probe, and each single item that does not, with the refusal; in order."""
+    work: list[Sequence[T]] = list(reversed(groups))
     while work:
         part = work.pop()
         refused = probe(part)
@@ -94,6 +99,15 @@ def _bisect(
             # The right half first onto the stack, so that what passes keeps its order.
             middle = len(part) // 2
             work += [part[middle:], part[:middle]]
+
+
+def _is_suspect(record: LogRecord) -> bool:
+    """Whether the body looks wrong from here: a hint for the order of the probes, no verdict."""
+    try:
+        codec.decode(record.fingerprint or b"", record.body or b"")
+    except codec.CodecError:
+        return True
+    return False
 
 
 def _probe(store: Store, records: Sequence[LogRecord], call: Call) -> StoreError | None:

@@ -160,7 +160,8 @@ def test_every_operation_answers_as_described(target):
             except Unsatisfiable:
                 assert mode is schemathesis.GenerationMode.NEGATIVE  # nothing about this operation could be wrong
             except Exception as exc:
-                problems.append(f"{operation.label}, {mode.value}: {exc}")
+                causes = "".join(f"\n    {cause!r}" for cause in getattr(exc, "exceptions", ()))
+                problems.append(f"{operation.label}, {mode.value}: {exc}{causes}")
         print(f"{time.monotonic() - began:6.1f} s  {operation.label}", flush=True)
         count += 1
     assert not problems, "\n\n".join(problems)

@@ -333,6 +333,24 @@ def test_too_many_refusals_stop_the_worker(store: Store, dead: DirectoryDeadLett
     assert 100 <= len(list(dead.letters())) <= 250
 
 
+def test_many_poison_records_take_a_probe_each(store: Store, dead: DirectoryDeadLetters) -> None:
+    """Not a bisection each: 40 among 400 would take some 300 probes."""
+    log = memory()
+    for offset in range(400):
+        _, fields = points(f"run{offset}", [1.0], first_seq=offset)
+        data = codec.encode("metric_batch", fields)
+        log.append("metrics", METRICS, data[:-3] if offset % 10 == 5 else data, time_ms=NOW)
+    probes: list[str] = []
+    watched = Wrapped(store)
+    watched.before = lambda method, what: probes.append(what) if what.startswith("probe_") else None
+    settings = WorkerSettings(BatchLimits(), 0.2, 0.2, dead_letters=DeadLetterLimits(max_ratio=1.0))
+    with running(Worker(log, watched, dead, settings)):
+        until(lambda: log.committed.get(("metrics", 0)) == 400, seconds=60)
+    assert sorted(letter.source.offset for letter in dead.letters()) == list(range(5, 400, 10))
+    assert store.rows("SELECT count() FROM points FINAL") == [(360,)]
+    assert len(probes) <= 40 + 2 * 3, len(probes)  # a canary and the sound ones, in at most three batches
+
+
 def mutate(rng: random.Random, data: bytes) -> bytes | None:
     """Damage of the kinds that happen: cut, flipped, grown, emptied, gone, nonsense."""
     kind = rng.randrange(8)

@@ -173,7 +173,9 @@ class KafkaCluster:
             if (self.data_directory(number) / "meta.properties").exists():
                 continue
             settings = self.directory / f"node{number}" / "server.properties"
-            arguments = ["format", "-t", identity.read_text(), "-c", str(settings), *self.security.format_arguments]
+            # One argument: an id may start with "-", which the tool would take for an option of its own.
+            cluster = f"--cluster-id={identity.read_text()}"
+            arguments = ["format", cluster, "-c", str(settings), *self.security.format_arguments]
             command = self._java("128m", "kafka.tools.StorageTool", *arguments)
             running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         for process in running:
