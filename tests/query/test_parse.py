@@ -93,23 +93,41 @@ def test_blank(text: str) -> None:
     ("text", "position", "expected"),
     [
         ("metrics.loss <", 14, "a number or a quoted string"),
-        ("metrics.loss < 'a'", 15, "expected a number without quotes"),
-        ("params.lr = 0.1", 12, "expected a value in quotes, such as '0.1'"),
+        ("metrics.loss < 'a'", 15, "Expected numeric value type for metric. Found 'a': write a number without quotes"),
+        ("params.lr = 0.1", 12, "Expected a quoted string value for parameter (e.g. 'my-value'). Got value 0.1"),
         ("params.lr = 'a", 12, "has no closing '"),
         ("metrics.`a = 1", 7, "does not fit"),
-        ("foo.bar = 1", 0, "expected one of attr, attribute"),
+        ("foo.bar = 1", 0, "Invalid entity type 'foo'. Valid values are ['attr', 'attribute'"),
+        ("loss < 1", 0, "Invalid attribute key 'loss' specified. Valid keys are ['run_id'"),
         ("loss < 1", 0, "did you mean metrics.loss"),
         ("metrics.a = 1 metrics.b = 2", 14, "expected AND or OR or the end"),
         ("(metrics.a = 1", 14, "expected )"),
         ("metrics.a = 1)", 13, "expected the end"),
         ("params.x IN ()", 13, "a quoted string"),
-        ("params.x > 'a'", 11, "cannot be compared by >"),
-        ("metrics.x LIKE 'a'", 15, "cannot be compared by LIKE"),
-        ("start_time = 'now'", 13, "is a number"),
-        ("datasets.size = 'x'", 0, "datasets.name"),
+        ("params.x > 'a'", 11, "Invalid comparator '>' not one of =, !=, [NOT] IN"),
+        ("metrics.x LIKE 'a'", 15, "Expected numeric value type for metric. Found 'a'"),
+        ("metrics.x IN (1)", 14, "Expected numeric value type for metric. Found (1,)"),
+        ("start_time = 'now'", 13, "Expected numeric value type for numeric attribute: start_time. Found 'now'"),
+        ("datasets.size = 'x'", 0, "Invalid dataset key 'size' specified. Valid keys are ['name', 'digest'"),
         ("params.x = 'a\0b'", 11, "NUL"),
-        ("metrics.a = 1.2.3", 12, "does not fit"),
+        ("metrics.a = 1.2.3", 12, "Expected numeric value type for metric. Found 1.2.3"),
         ("1 = 1", 0, "a field such as"),
+        ("1 = 1", 0, "Invalid comparison clause. Expected 'Identifier' found '1'"),
+        ("1.0 > metrics.a", 0, "Expected 'Identifier' found '1.0'"),
+        ("metrics.a >", 11, "Invalid clause(s) in filter string: 'metrics.a >'"),
+        ("metrics.a = 1 NAND params.b = 'x'", 14, "Invalid clause(s) in filter string"),
+        ("metrics.a = 1; metrics.b = 2", 13, "Search filter contained multiple expression"),
+        ("metrics.a ~ 1", 10, "Invalid comparator '~'"),
+        ("metrics.a == 1", 11, "Invalid comparator '=='"),
+        ("tags.a = = 'x'", 9, "Invalid clause(s) in filter string"),
+        ("metrics.a != metrics.b", 13, "Expected numeric value type for metric. Found metrics.b"),
+        ("start_time > abc", 13, "Expected numeric value type for numeric attribute: start_time. Found abc"),
+        ("start_time LIKE 5", 16, "Invalid comparator 'LIKE' not one of =, !=, <"),
+        ("params.a = LR", 11, "value is either not quoted or unidentified quote types used for string value LR"),
+        ("params.a = `LR`", 11, "value is either not quoted or unidentified quote types"),
+        ("params.a = LR'", 11, "Invalid clause(s) in filter string"),
+        ("foo = bar", 6, "Invalid attribute key 'foo' specified"),
+        ("status = true", 9, "Invalid clause(s) in filter string"),
     ],
 )
 def test_errors(text: str, position: int, expected: str) -> None:
@@ -149,9 +167,9 @@ def test_experiments_have_their_own_fields() -> None:
     """Experiments are searched by their attributes and tags, and by nothing of a run."""
     found = parse_filter("name LIKE 'a%' AND tags.x = 'y' AND last_update_time > 5", EXPERIMENTS)
     assert isinstance(found, And) and len(found.parts) == 3
-    with pytest.raises(InvalidFilter, match="no entity of experiments"):
+    with pytest.raises(InvalidFilter, match="Invalid entity type 'metrics'"):
         parse_filter("metrics.a = 1", EXPERIMENTS)
-    with pytest.raises(InvalidFilter, match="no attribute 'status'"):
+    with pytest.raises(InvalidFilter, match="Invalid attribute key 'status' specified"):
         parse_filter("status = 'x'", EXPERIMENTS)
 
 
@@ -191,6 +209,31 @@ def test_bad_order(entries: list[str]) -> None:
     """An ordering that does not parse, repeats a field or is no list is refused."""
     with pytest.raises(InvalidFilter):
         parse_order(entries)
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([""], "Invalid order_by clause ''. Could not be parsed"),
+        (["metrics.a descending"], "Invalid ordering key in order_by clause 'metrics.a descending'"),
+        (["nope DESC"], "Invalid attribute key 'nope' specified"),
+        (["foo.bar"], "Invalid entity type 'foo'"),
+        (["datasets.name"], "Invalid identifier type 'dataset'"),
+        (["tags.t", "tag.t DESC"], "`order_by` contains duplicate fields"),
+    ],
+)
+def test_order_errors(entries: list[str], expected: str) -> None:
+    """An ordering that does not fit is refused with MLflow's sentence."""
+    with pytest.raises(InvalidFilter) as caught:
+        parse_order(entries)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+def test_errors_of_a_long_filter_are_quick() -> None:
+    """Looking for the field before a wrong value does not take the square of the filter's length."""
+    with pytest.raises(InvalidFilter):
+        parse_filter(f"params.a = '{'a' * 150_000}' AND params.b = c")
 
 
 # fmt: off

@@ -162,6 +162,9 @@ class Backend:
         return state
 
     async def _refresh_run(self, state: RunState) -> None:
+        if state.writing:  # the next use tries again
+            state.refreshing = False
+            return
         generation = state.generation
         try:
             fresh = await self.read_run(state.run_id)

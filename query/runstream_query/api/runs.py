@@ -253,11 +253,14 @@ def _rename(backend: Backend, state: RunState, name: str) -> list[Event]:
 async def commit(backend: Backend, state: RunState, events: Sequence[Event]) -> None:
     """Append events whose effect is noted in `state`; if that fails, the run is read again at its next use."""
     state.generation += 1
+    state.writing += 1
     try:
         await backend.write(*events)
     except BaseException:
         backend.forget_run(state.run_id)
         raise
+    finally:
+        state.writing -= 1
 
 
 async def _set_stage(backend: Backend, request: Request, stage: str) -> Response:

@@ -84,6 +84,8 @@ class RunState:
     read_at: float = field(default_factory=time.monotonic)
     generation: int = 0
     """Counts this server's writes, so that an older reading does not undo them."""
+    writing: int = 0
+    """Writes noted here that the log may not have yet: what is read meanwhile may lack them."""
     refreshing: bool = False
 
     def info(self) -> dict[str, Any]:

@@ -106,6 +106,8 @@ def _refuse(model: type[Message], fields: Mapping[str, Any], problem: Validation
         for part in names[1:]:
             path += f"[{part}]" if part.isdigit() else f".{part}"
         snake = next((name for name, camel in _aliases(model) if names[0] in (name, camel)), names[0])
+        if len(names) == 2 and names[1].isdigit() and error["type"] == "string_type":
+            first.setdefault(snake, (names[0], fields[names[0]]))  # MLflow shows a list of texts as a whole
         first.setdefault(snake, (path, error.get("input")))
     for name in [*model.model_fields, *first]:
         if name in model.required and _raw(fields, name) in (None, ""):

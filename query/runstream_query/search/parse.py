@@ -1,4 +1,8 @@
-"""Text -> tree: filters through the grammar, `order_by` entries by hand. Owns names, aliases, what may be compared."""
+"""Text -> tree: filters through the grammar, `order_by` entries by hand. Owns names, aliases, what may be compared.
+
+Errors begin with MLflow's sentence for the same mistake, which its users search for and its tests look for; where and
+what was expected follows.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +81,15 @@ _TERMINALS: Final[Mapping[str, str]] = {
     "LPAR": "(", "RPAR": ")", "COMMA": ",", "$END": "the end",
     "NAME": "a field such as metrics.loss, params.lr, tags.team or status",
 }  # fmt: skip
+_SHOWN_CHARS: Final = 100
+_LOOKED_AT_CHARS: Final = 600
+_WORD: Final = re.compile(r"[\w.+\-`/:@'*]+")
+_LEFT: Final = re.compile(
+    r"""(?:(?P<entity>[^\W\d]\w*)\s*\.\s*)?(?P<key>`[^`]+`|"[^"]+"|[\w.\-/:@]+)\s*"""
+    r"""(?P<operator>[<>!]?=|[<>]|\bI?LIKE\b)\s*\Z""",
+    re.IGNORECASE,
+)
+"""The field and the comparator before a value, in a text that ends there."""
 _FIELD_TERMINALS: Final = frozenset({"DOTTED", "DOTTED_QUOTED", "QUOTED_NAME", "NAME"})
 _TEXT_OPERATORS: Final = frozenset({"=", "!=", "LIKE", "ILIKE", "IN", "NOT IN", "IS NULL", "IS NOT NULL"})
 _NUMBER_OPERATORS: Final = frozenset({"=", "!=", "<", "<=", ">", ">=", "IS NULL", "IS NOT NULL"})
@@ -100,17 +113,16 @@ def parse_filter(text: str, subject: Subject = RUNS) -> Filter | None:
         tree = builder.build(_parser().parse(text))
     except UnexpectedCharacters as exc:
         position = exc.pos_in_stream or 0
-        reason = _unreadable(text, position, set(exc.allowed or ()))
-        raise InvalidFilter(reason, text, position) from None
+        raise InvalidFilter(_unreadable(text, position, set(exc.allowed or ()), subject), text, position) from None
     except UnexpectedToken as exc:
-        at_end = exc.token.type == "$END"
-        position = len(text.rstrip()) if at_end else exc.token.start_pos
-        found = "the filter ends" if at_end else f"{str(exc.token)[:50]!r} does not fit"
-        raise InvalidFilter(
-            f"{found} here: expected {_expected(set(exc.accepts or exc.expected))}", text, position
-        ) from None
+        expected = set(exc.accepts or exc.expected)
+        if exc.token.type == "$END":
+            reason = _clauses(text, f"the filter ends here: expected {_expected(expected)}")
+            raise InvalidFilter(reason, text, len(text.rstrip())) from None
+        position = exc.token.start_pos
+        raise InvalidFilter(_unreadable(text, position, expected, subject), text, position) from None
     except UnexpectedEOF:
-        raise InvalidFilter("the filter ends too early", text, len(text)) from None
+        raise InvalidFilter(_clauses(text, "the filter ends too early"), text, len(text)) from None
     except VisitError as exc:
         raise exc.orig_exc from None
     return tree
@@ -146,22 +158,33 @@ def parse_order(entries: Sequence[str], subject: Subject = RUNS) -> list[Order]:
         match = _ORDER.match(entry)
         parts = match and _ORDER_FIELD.match(match["field"])
         if not match or not parts:
-            raise InvalidFilter(
-                f"order_by entry {entry[:100]!r} does not fit: expected a field and ASC or DESC, "
-                "such as 'metrics.`val loss` DESC'",
-                entry,
-            )
+            raise _no_order(entry)
         key = parts["ticked"] or parts["quoted"] or parts["bare"]
         entity = parts["entity"]
         if parts["bare"] and any(map(str.isspace, key)) and key.lower() not in subject.aliases:
-            raise InvalidFilter(f"order_by entry {entry[:100]!r}: expected ASC or DESC behind the field", entry)
+            if match["direction"] or len(key.split()) > 2 or "," in key:
+                raise _no_order(entry)
+            raise InvalidFilter(
+                f"Invalid ordering key in order_by clause {entry[:100]!r}. Expected ASC or DESC behind the field", entry
+            )
         field = _field(entity, key, parts["bare"] is None, 0, entry, subject)
         if field.entity == "dataset":
-            raise InvalidFilter("runs cannot be ordered by a data set: a run may have several", entry)
+            raise InvalidFilter(
+                "Invalid identifier type 'dataset': runs cannot be ordered by a data set, a run may have several",
+                entry,
+            )
         if any(order.field.identity == field.identity for order in orders):
-            raise InvalidFilter(f"order_by names {entry[:100]!r} twice", entry)
+            raise InvalidFilter(f"`order_by` contains duplicate fields: it names {entry[:100]!r} twice", entry)
         orders.append(Order(field, (match["direction"] or "ASC").upper() == "ASC"))
     return orders
+
+
+def _no_order(entry: str) -> InvalidFilter:
+    return InvalidFilter(
+        f"Invalid order_by clause {entry[:100]!r}. Could not be parsed. Expected a field and ASC or DESC, "
+        "such as 'metrics.`val loss` DESC'",
+        entry,
+    )
 
 
 class _Builder:
@@ -229,24 +252,18 @@ class _Builder:
         numeric = field.entity == "metric" or (
             field.entity == "attribute" and self._subject.attributes[field.key] == "number"
         )
-        name = _shown(field)
-        if operator not in (_NUMBER_OPERATORS if numeric else _TEXT_OPERATORS):
-            allowed = "=, !=, <, <=, >, >=, IS [NOT] NULL" if numeric else "=, !=, [NOT] IN, LIKE, ILIKE, IS [NOT] NULL"
-            raise InvalidFilter(
-                f"{name} cannot be compared by {operator}: expected {allowed}", self._text, found.position
-            )
         values = found.value if isinstance(found.value, tuple) else () if found.value is None else (found.value,)
         for value in values:
-            if numeric and isinstance(value, str):
-                raise InvalidFilter(f"{name} is a number: expected a number without quotes", self._text, found.position)
+            if numeric and (isinstance(value, str) or isinstance(found.value, tuple)):
+                raise InvalidFilter(_numeric(field, repr(found.value)), self._text, found.position)
             if not numeric and not isinstance(value, str):
-                raise InvalidFilter(
-                    f"{name} is a string: expected a value in quotes, such as '{value}'", self._text, found.position
-                )
+                raise InvalidFilter(_quoted(field, value), self._text, found.position)
             if isinstance(value, str) and "\0" in value:
                 raise InvalidFilter(
                     "the value holds a NUL character, which no logged value can", self._text, found.position
                 )
+        if operator not in (_NUMBER_OPERATORS if numeric else _TEXT_OPERATORS):
+            raise InvalidFilter(_comparator(operator, _shown(field), numeric), self._text, found.position)
 
 
 def _field(entity: str | None, key: str, quoted: bool, position: int, text: str, subject: Subject) -> Field:
@@ -257,8 +274,10 @@ def _field(entity: str | None, key: str, quoted: bool, position: int, text: str,
     else:
         kind = _ENTITIES.get(entity.lower())
     if kind is None or kind not in subject.entities:
-        known = ", ".join(sorted(name for name, value in _ENTITIES.items() if value in subject.entities))
-        raise InvalidFilter(f"{entity!r} is no entity of {subject.name}: expected one of {known}", text, position)
+        known = sorted(name for name, value in _ENTITIES.items() if value in subject.entities)
+        raise InvalidFilter(
+            f"Invalid entity type {entity!r}. Valid values are {known} for {subject.name}", text, position
+        )
     if kind == "attribute":
         name = key.strip().lower()
         name = subject.aliases.get(name, name)
@@ -268,7 +287,8 @@ def _field(entity: str | None, key: str, quoted: bool, position: int, text: str,
                 prefixes = [f"{other}s.{key}" for other in ("metric", "param", "tag") if other in subject.entities]
                 hint = f" (or did you mean {' or '.join(prefixes)}?)"
             raise InvalidFilter(
-                f"{subject.name} have no attribute {key!r}: expected one of {', '.join(subject.attributes)}{hint}",
+                f"Invalid attribute key {key!r} specified. Valid keys are {list(subject.attributes)} for {subject.name}"
+                f"{hint}",
                 text,
                 position,
             )
@@ -276,7 +296,7 @@ def _field(entity: str | None, key: str, quoted: bool, position: int, text: str,
     if kind == "dataset":
         if key.lower() not in subject.properties:
             raise InvalidFilter(
-                f"a data set has no {key!r}: expected datasets.{', datasets.'.join(subject.properties)}", text, position
+                f"Invalid dataset key {key!r} specified. Valid keys are {list(subject.properties)}", text, position
             )
         return Field(kind, key.lower(), position)
     return Field(kind, key, position)
@@ -301,14 +321,65 @@ def _position(node: Any) -> int:
     return int(node.start_pos)
 
 
-def _unreadable(text: str, position: int, allowed: set[str]) -> str:
+def _clauses(text: str, reason: str) -> str:
+    return f"Invalid clause(s) in filter string: {text[:_SHOWN_CHARS]!r}: {reason}"
+
+
+def _comparator(operator: str, name: str, numeric: bool) -> str:
+    allowed = "=, !=, <, <=, >, >=, IS [NOT] NULL" if numeric else "=, !=, [NOT] IN, LIKE, ILIKE, IS [NOT] NULL"
+    return f"Invalid comparator {operator!r} not one of {allowed}, by which {name} can be compared"
+
+
+def _numeric(field: Field, found: str) -> str:
+    kind = "metric" if field.entity == "metric" else f"numeric attribute: {field.key}"
+    return f"Expected numeric value type for {kind}. Found {found}: write a number without quotes"
+
+
+def _quoted(field: Field, found: object) -> str:
+    if field.entity in ("param", "tag"):
+        kind = f"{'parameter' if field.entity == 'param' else 'tag'} (e.g. 'my-value')"
+    else:
+        kind = "dataset attributes" if field.entity == "dataset" else "attributes"
+    return f"Expected a quoted string value for {kind}. Got value {found}: write '{found}'"
+
+
+def _unreadable(text: str, position: int, allowed: set[str], subject: Subject) -> str:
+    """What is wrong with what stands at `position`, where only terminals of `allowed` fit."""
     char = text[position]
-    expected = _expected(allowed)
-    if char in "'\"" and "STRING" in allowed:
-        return f"a string that starts here has no closing {char}"
-    if char in '`"':
-        return f"a name that starts here has no closing {char}, or is empty"
-    return f"{char!r} does not fit here: expected {expected}"
+    word = _WORD.match(text, position)
+    found = (word[0] if word else char)[:_SHOWN_CHARS]
+    if char == ";" and text[position + 1 :].strip():
+        return f"Search filter contained multiple expression {text[:_SHOWN_CHARS]!r}. Provide AND-ed expression list"
+    if "COMPARATOR" in allowed and char in "~^&|*/":
+        return _comparator(char, "a field", "LIKE" not in allowed)
+    if "STRING" in allowed:
+        if char in "'\"":
+            return _clauses(text, f"a string that starts here has no closing {char}")
+        if char == "=" and text[position - 1] == "=":
+            return _comparator("==", "a field", True)
+        if word and found.lower() not in ("true", "false") and found.count("`") % 2 == 0 and "'" not in found:
+            return _not_text(text, position, found, subject)
+    elif char in '`"':
+        return _clauses(text, f"a name that starts here has no closing {char}, or is empty")
+    elif allowed & _FIELD_TERMINALS and re.match(r"[+-]?\.?\d", found):
+        return f"Invalid comparison clause. Expected 'Identifier' found {found!r}: expected {_expected(allowed)}"
+    return _clauses(text, f"{found!r} does not fit here: expected {_expected(allowed)}")
+
+
+def _not_text(text: str, position: int, found: str, subject: Subject) -> str:
+    """A bare word or a number stands where a string may stand."""
+    left = _LEFT.search(text[max(0, position - _LOOKED_AT_CHARS) : position])
+    if left is not None:
+        key = left["key"]
+        field = _field(left["entity"], key.strip('`"'), key[0] in '`"', position, text, subject)
+        if field.entity == "metric" or (field.entity == "attribute" and subject.attributes[field.key] == "number"):
+            if left["operator"][0] in "LlIi":
+                return _comparator(left["operator"].upper(), _shown(field), True)
+            return _numeric(field, found)
+    return (
+        f"Parameter value is either not quoted or unidentified quote types used for string value {found}. "
+        "Use either single or double quotes."
+    )
 
 
 def _expected(terminals: set[str]) -> str:

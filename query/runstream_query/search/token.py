@@ -54,15 +54,15 @@ def decode(token: str, search: str, sort: Sort) -> Values:
         after = tuple(_value(value) for value in values)
     except (ValueError, KeyError, TypeError, RecursionError, UnicodeError, binascii.Error):
         raise InvalidPageToken(
-            "this page token is damaged or was not made by this search: pass the token of the page before, unchanged"
+            "Invalid page token: it is damaged or not of this search. Pass the token of the page before, unchanged"
         ) from None
     if found != search:
         raise InvalidPageToken(
-            "this page token belongs to another search: filter, order_by, experiments and view must stay the same "
-            "from page to page"
+            "Invalid page token: it belongs to another search. Filter, order_by, experiments and view must stay the "
+            "same from page to page"
         )
     if [type(value) for value in after] != [column.kind for column in sort.columns]:
-        raise InvalidPageToken("this page token was made by another version: begin again with the first page")
+        raise InvalidPageToken("Invalid page token: it was made by another version: begin again with the first page")
     return after
 
 
