@@ -13,7 +13,7 @@ pytest.importorskip("mlflow", reason="needs MLflow: pip install -e '.[dev]'")
 pytest.importorskip("fastapi", reason="needs the server: pip install 'runstream[server]'")
 
 from tests.e2e.mlflow_server import served
-from tests.services.mlflow_jars import java_missing, mlflow_jars
+from tests.services.maven import MLFLOW
 
 PROGRAM = Path(__file__).with_name("java") / "MlflowJava.java"
 
@@ -21,12 +21,12 @@ PROGRAM = Path(__file__).with_name("java") / "MlflowJava.java"
 @pytest.mark.timeout(700)
 def test_java_client(tmp_path):
     """Experiments, runs, metrics, params, tags, batches, searches, pages, histories, artifacts, MlflowContext."""
-    missing = java_missing()
+    missing = MLFLOW.missing(compiler=True)
     if missing is not None:
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
-    jars = mlflow_jars()
+    jars = MLFLOW.jars()
     files = tmp_path / "files"
     files.mkdir()
     with served(tmp_path / "data") as server:

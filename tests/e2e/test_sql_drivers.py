@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.services import sql_clients, used
+from tests.services.maven import JDBC
 
 from .sql_line import POINTS, RUNS, Line, Place, sql_line, wait_for
 
@@ -235,7 +236,7 @@ def test_grafanas_statements_are_answered(go: Go, place: Place) -> None:
 @pytest.fixture(scope="module")
 def jdbc(line: Line) -> Mapping[str, Mapping[str, str]]:
     """What the Java program found, by port."""
-    need(sql_clients.jdbc_missing(), "jdbc")
+    need(JDBC.missing(compiler=True), "jdbc")
     command = sql_clients.jdbc_command()
     found = {}
     for name, place in line.places.items():

@@ -29,7 +29,7 @@ from runstream_schemas.kafka_address import KafkaAddress, KafkaSecurity
 from . import used
 from .cache import free_ports
 from .kafka_cluster import KafkaCluster
-from .kafka_jars import local_kafka_missing
+from .maven import KAFKA
 from .process import ServiceError, wait_until
 
 ONE_PARTITION = TopicSettings(metrics_partitions=1, control_partitions=1)
@@ -61,7 +61,7 @@ def collect_refused_sockets() -> Iterator[None]:
 
 def require_local_kafka() -> None:
     """Skip the test where no broker of ours can run."""
-    missing = local_kafka_missing()
+    missing = KAFKA.missing()
     if missing is not None:
         pytest.skip(f"no local Kafka: {missing}")
 
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("directory", nargs="?", help="keeps its data; default: a temporary folder")
     parser.add_argument("--nodes", type=int, default=1, choices=(1, 3))
     given = parser.parse_args()
-    missing = local_kafka_missing()
+    missing = KAFKA.missing()
     if missing is not None:
         parser.exit(1, f"no local Kafka: {missing}\n")
     signal.signal(signal.SIGTERM, lambda *_: parser.exit(0))

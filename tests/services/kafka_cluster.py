@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from .cache import free_ports
-from .kafka_jars import kafka_jars, kafka_version
 from .kafka_security import ServerSecurity, plaintext
+from .maven import KAFKA
 from .process import ServerProcess, ServiceError, wait_until
 
 # Small and quick to start: the client compiler only, one collector thread. A benchmark asks for `server_vm`.
@@ -54,7 +54,7 @@ class KafkaCluster:
         self.directory = directory
         self.security = security or plaintext()
         self._settings = settings or {}
-        self._jars = str(kafka_jars() / "*")
+        self._jars = str(KAFKA.jars() / "*")
         self._vm = _SMALL_VM if vm == "small" else ()
         ports = free_ports(2 * nodes)
         self._client_ports, self._controller_ports = ports[:nodes], ports[nodes:]
@@ -65,7 +65,7 @@ class KafkaCluster:
 
     @property
     def version(self) -> str:
-        return kafka_version()
+        return KAFKA.version
 
     @property
     def bootstrap(self) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from . import used
 from .cache import REPOSITORY, cache_directory, locked
+from .maven import JDBC
 from .process import ServiceError
 
 GO_SOURCE = REPOSITORY / "tests" / "e2e" / "go"
-JDBC_SOURCE = REPOSITORY / "tests" / "e2e" / "java-jdbc"
+JDBC_SOURCE = JDBC.pom.parent / "src" / "SqlClient.java"
 BUILD_SECONDS = 1_500
 """The Go driver and its modules take two minutes of a processor."""
 
@@ -27,11 +28,6 @@ def go() -> str | None:
 def go_missing() -> str | None:
     """Why the Go program cannot be built here, or None."""
     return None if go() else "no go on the PATH (1.26 or later)"
-
-
-def jdbc_missing() -> str | None:
-    """Why the Java program cannot be built here, or None."""
-    return next((f"no {name} on the PATH" for name in ("java", "javac", "mvn") if shutil.which(name) is None), None)
 
 
 def go_client() -> Path:
@@ -60,24 +56,15 @@ def jdbc_command() -> list[str]:
     Raises:
         ServiceError: it does not build; says why.
     """
-    folder = cache_directory() / f"jdbc-{_digest(JDBC_SOURCE)}"
-    with locked(cache_directory() / "jdbc.lock"):
-        if not (folder / "complete").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            _run(
-                [
-                    "mvn", "-q", "-B", "-f", str(JDBC_SOURCE / "pom.xml"), "dependency:copy-dependencies",
-                    f"-DoutputDirectory={folder / 'jars'}", "-DincludeScope=runtime",
-                ],
-                JDBC_SOURCE,
-            )  # fmt: skip
-            source = JDBC_SOURCE / "src" / "SqlClient.java"
-            _run(["javac", "-d", str(folder / "classes"), "-cp", f"{folder / 'jars'}/*", str(source)], JDBC_SOURCE)
-            (folder / "complete").touch()
-    jar = next((folder / "jars").glob("clickhouse-jdbc-*.jar"))
-    used.record("jdbc", jar.stem)
-    classes = f"{folder / 'classes'}{os.pathsep}{folder / 'jars'}/*"
-    return ["java", "-Xmx400m", "-Duser.timezone=UTC", "-Dstdout.encoding=UTF-8", "-cp", classes, "SqlClient"]
+    jars = JDBC.jars()
+    classes = cache_directory() / f"jdbc-classes-{_digest(JDBC.pom.parent)}"
+    with locked(cache_directory() / "jdbc-classes.lock"):
+        if not (classes / "complete").exists():
+            _run(["javac", "-d", str(classes), "-cp", f"{jars}/*", str(JDBC_SOURCE)], JDBC_SOURCE.parent)
+            (classes / "complete").touch()
+    used.record("jdbc", next(jars.glob("clickhouse-jdbc-*.jar")).stem)
+    path = f"{classes}{os.pathsep}{jars}/*"
+    return ["java", "-Xmx400m", "-Duser.timezone=UTC", "-Dstdout.encoding=UTF-8", "-cp", path, "SqlClient"]
 
 
 def _digest(folder: Path) -> str:
