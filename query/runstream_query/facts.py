@@ -6,11 +6,12 @@ each of which costs milliseconds to plan.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from .store import Store
+from .visibility import Mark
 
 __all__ = ["Facts", "KnownFacts"]
 
@@ -61,6 +62,8 @@ class Facts:
     """(stage, version) of every experiment that was ever deleted."""
     purged_experiments: Mapping[str, int] = field(default_factory=dict)
     """Version of the purge of every experiment that was ever purged; what was said of it up to there is gone."""
+    mark: Mark | None = field(default=None, compare=False)
+    """What of the log was visible when these facts were asked for."""
 
     @property
     def any_lifecycle(self) -> bool:
@@ -82,13 +85,13 @@ class KnownFacts:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: tuple[Hashable, Facts] | None = None
+        self._known: Facts | None = None
 
-    def at(self, mark: Hashable) -> Facts:
+    def at(self, mark: Mark) -> Facts:
         """The facts, read after the state of the log that `mark` names became visible."""
         known = self._known
-        if known is not None and known[0] == mark:
-            return known[1]
+        if known is not None and known.mark is not None and known.mark.control == mark.control:
+            return replace(known, mark=mark)
         root, run_rows, present = "", 0, set()
         experiments: dict[str, tuple[str, int]] = {}
         purged_experiments: dict[str, int] = {}
@@ -112,6 +115,7 @@ class KnownFacts:
             run_rows=run_rows,
             experiments=experiments,
             purged_experiments=purged_experiments,
+            mark=mark,
         )
-        self._known = (mark, facts)
+        self._known = facts
         return facts

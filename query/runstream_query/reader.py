@@ -13,6 +13,7 @@ from runstream_schemas.names import CONTROL, STREAMS, Stream
 from . import artifacts, history, records, run_records, user_sql
 from .errors import ExperimentNotFound, InvalidQuery, RunNotFound
 from .facts import Facts, KnownFacts
+from .known_runs import KnownRuns
 from .search import token
 from .search.candidates import compile_candidates
 from .search.experiments import ExperimentQuery, compile_experiments
@@ -43,6 +44,7 @@ class Reader:
         self._log = log
         self._visibility = visibility
         self._facts = KnownFacts(store)
+        self._known_runs = KnownRuns(store)
         _readers.add(self)
 
     # -- runs
@@ -306,8 +308,16 @@ class Reader:
         return self._facts.at(self._visibility.wait(wait))
 
     def records(self, run_ids: Sequence[str], facts: Facts, *, metrics: bool = True) -> list[run_records.RunRecord]:
-        """Everything known of the runs of `run_ids` (few, each once) that exist, in that order; does not wait."""
-        return run_records.fetch_records(self._store, run_ids, facts, metrics=metrics)
+        """Everything known of the runs of `run_ids` (few, each once) that exist, in that order; does not wait.
+
+        Shared with other callers, and remembered as long as the log stays as `facts` found it (`known_runs`).
+        """
+        mark = facts.mark
+        if mark is None or (metrics and mark.everything is None):
+            return run_records.fetch_records(self._store, run_ids, facts, metrics=metrics)
+        if metrics:
+            return self._known_runs.at(run_ids, facts, mark)
+        return self._known_runs.without_metrics(run_ids, facts, mark)
 
     def close(self) -> None:
         """Release connections; a later read opens new ones."""
@@ -335,6 +345,7 @@ class Reader:
     def _after_fork_in_child(self) -> None:
         self._store.after_fork_in_child()
         self._visibility.after_fork_in_child()
+        self._known_runs = KnownRuns(self._store)
         renew = getattr(self._log, "after_fork_in_child", None)
         if renew is not None:
             renew()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
@@ -138,7 +139,7 @@ def _fetch_many(store: Store, ids: list[str], facts: Facts) -> list[Run]:
     inputs: list[list[tuple[int, str, DatasetInput]]] = [[] for _ in range(len(ids) + 1)]
     if facts.any_inputs:
         for number, name, text, time in store.rows(_IDS + _MANY_INPUTS.replace("{number}", _NUMBERED), parameters):
-            inputs[number].append((time, name, run_input(name, text)))
+            inputs[number].append((time, name, run_input(name, json.loads(text))))
     return [
         Run(
             found[run_id],

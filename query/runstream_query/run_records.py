@@ -7,10 +7,11 @@ until parts merge, are grouped in the store. For many runs at once see `records`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from pydantic_core import from_json
 
 from runstream.entities import Dataset, DatasetInput, InputTag, RunInfo
 from runstream_schemas.limits import LOST_AFTER_SECONDS
@@ -18,7 +19,7 @@ from runstream_schemas.limits import LOST_AFTER_SECONDS
 from .facts import Facts
 from .store import Store
 
-__all__ = ["MAX_RECORDS", "Point", "RunRecord", "fetch_records", "run_info", "run_input"]
+__all__ = ["MAX_RECORDS", "Point", "RunRecord", "fetch_metrics", "fetch_records", "run_info", "run_input"]
 
 MAX_RECORDS: Final = 100
 """Runs for which this is the quickest way."""
@@ -32,32 +33,30 @@ INFO: Final = """
 """Merged by GROUP BY, which gives what FINAL gives (every column is a maximum of whole tuples)."""
 NOT_PURGED: Final = " WHERE run_id NOT IN (SELECT run_id FROM purged_runs)"
 
-_INFO: Final = f"""
-SELECT 'i' AS kind, toString(run_id) AS id, '' AS item,
-    toJSONString((start, status, name, lifecycle, heartbeat_at, toUnixTimestamp64Milli(now64(3)))) AS text,
-    toFloat64(0) AS number, toInt64(0) AS step, toInt64(0) AS time, toUInt8(0) AS flag, toUInt128(0) AS version
-FROM ({INFO})"""
-_PARAMS_TAGS: Final = """
-UNION ALL
-SELECT 'p', toString(run_id), toString(key), first.value, 0, first.seq, first.time_ms, 0, 0
-FROM param_facts PREWHERE run_id IN {ids:Array(String)}
-UNION ALL
-SELECT 't', toString(run_id), toString(key), latest.value, 0, 0, 0, latest.deleted, latest.version
-FROM run_tag_facts PREWHERE run_id IN {ids:Array(String)}"""
-_METRICS: Final = """
-UNION ALL
-SELECT 'm', toString(run_id), toString(key), '', last.value, last.step, toUnixTimestamp64Milli(last.timestamp),
-    last.is_nan, 0
-FROM rollup PREWHERE run_id IN {ids:Array(String)}"""
-_INPUTS: Final = """
-UNION ALL
-SELECT 'd', toString(run_id), name, toJSONString((digest, latest.source_type, latest.source, latest.schema,
-    latest.profile, latest.context, latest.tags)), 0, 0, latest.time_ms, 0, latest.version
-FROM (SELECT run_id, name, digest, latest FROM input_facts FINAL PREWHERE run_id IN {ids:Array(String)})"""
-_MODELS: Final = """
-UNION ALL
-SELECT direction, toString(run_id), model_id, '', 0, step, logged_at, 0, 0
-FROM (SELECT * FROM model_links FINAL PREWHERE run_id IN {ids:Array(String)})"""
+_IDS: Final = "run_id IN {ids:Array(String)}"
+_RAW_INFO: Final = (
+    f"SELECT run_id, start, status, name, lifecycle, heartbeat_at FROM run_facts PREWHERE {_IDS}{{condition}}"
+)
+_INFO: Final = """SELECT 0 AS kind, run_id AS id, '' AS item,
+    toJSONString((start, status, name, lifecycle, heartbeat_at, toUnixTimestamp64Milli(now64(3)))) AS text
+FROM ({rows})"""
+_PARAMS: Final = f"SELECT 1, run_id, key, toJSONString(first) FROM param_facts PREWHERE {_IDS}"
+_TAGS: Final = f"SELECT 2, run_id, key, toJSONString(latest) FROM run_tag_facts PREWHERE {_IDS}"
+_METRICS: Final = f"SELECT 3, run_id, key, toJSONString(last) FROM rollup PREWHERE {_IDS}"
+_INPUTS: Final = f"""SELECT 4, run_id, name, toJSONString((digest, latest.source_type, latest.source, latest.schema,
+    latest.profile, latest.context, latest.tags, latest.time_ms))
+FROM (SELECT run_id, name, digest, latest FROM input_facts FINAL PREWHERE {_IDS})"""
+_MODELS: Final = f"""SELECT 5, run_id, model_id, toJSONString((direction, step, logged_at))
+FROM (SELECT * FROM model_links FINAL PREWHERE {_IDS})"""
+_UNION: Final = "\nUNION ALL\n"
+_SETTINGS: Final = {
+    "date_time_output_format": "unix_timestamp",
+    "output_format_json_named_tuples_as_objects": "0",
+    "output_format_json_quote_64bit_integers": "0",
+    "output_format_json_quote_denormals": "1",
+}
+_MERGED_FROM: Final = 10
+"""Runs from which on their own facts are merged in the store; for fewer planning that costs more than the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,55 +89,78 @@ def fetch_records(store: Store, ids: Sequence[str], facts: Facts, *, metrics: bo
         ids: at most `MAX_RECORDS`, each once.
         metrics: also read metrics, inputs and models.
     """
-    sql = _INFO.replace("{condition}", NOT_PURGED if facts.any_purged else "") + _PARAMS_TAGS
+    rows = INFO if len(ids) >= _MERGED_FROM else _RAW_INFO
+    parts = [_INFO.replace("{rows}", rows.replace("{condition}", NOT_PURGED if facts.any_purged else ""))]
+    parts += [_PARAMS, _TAGS]
     if metrics:
-        sql += _METRICS + (_INPUTS if facts.any_inputs else "") + (_MODELS if facts.any_models else "")
-    by_id: dict[str, _Merging] = {each: _Merging() for each in ids}
-    for kind, run_id, item, text, number, step, time, flag, version in store.rows(sql, {"ids": list(ids)}):
-        merging = by_id[run_id]
-        if kind == "m":
-            # The largest (step, time, value, is NaN), as the store merges them.
-            merging.metrics[item] = max(merging.metrics.get(item, _NO_POINT), (step, time, number, flag))
-        elif kind == "p":
-            new = (time, step, text)
-            merging.params[item] = min(merging.params.get(item, new), new)
-        elif kind == "t":
-            merging.tags[item] = max(merging.tags.get(item, _NO_TAG), (version, flag, text))
-        elif kind == "i":
-            merging.info = run_info(run_id, json.loads(text), facts)
-        elif kind == "d":
-            merging.inputs.append((time, item, run_input(item, text)))
-        else:
-            merging.models.append((kind, time, item, step))
-    return [record for each in by_id.values() if (record := each.record()) is not None]
+        parts += [_METRICS] + [_INPUTS] * facts.any_inputs + [_MODELS] * facts.any_models
+    by_id: dict[str, _Merging] = {each: _Merging(each) for each in ids}
+    for kind, run_id, item, text in store.rows(_UNION.join(parts), {"ids": list(ids)}, _SETTINGS):
+        by_id[run_id].add(kind, item, text)
+    return [record for each in by_id.values() if (record := each.record(facts)) is not None]
+
+
+def fetch_metrics(store: Store, ids: Sequence[str]) -> dict[str, dict[str, Point]]:
+    """The newest point of each metric of each run of `ids` (at most `MAX_RECORDS`, each once), by key in order."""
+    by_id: dict[str, _Merging] = {each: _Merging(each) for each in ids}
+    for kind, run_id, item, text in store.rows(_METRICS, {"ids": list(ids)}, _SETTINGS):
+        by_id[run_id].add(kind, item, text)
+    return {run_id: merging.points() for run_id, merging in by_id.items()}
 
 
 _NO_POINT: Final = (-(1 << 63) - 1, 0, 0.0, 0)
-_NO_TAG: Final = (-1, 0, "")
 
 
 class _Merging:
     """The rows of one run."""
 
-    __slots__ = ("info", "inputs", "metrics", "models", "params", "tags")
+    __slots__ = ("facts", "inputs", "metrics", "models", "params", "run_id", "tags")
 
-    def __init__(self) -> None:
-        self.info: RunInfo | None = None
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.facts: list[Any] | None = None
         self.metrics: dict[str, tuple[int, int, float, int]] = {}
-        self.params: dict[str, tuple[int, int, str]] = {}
-        self.tags: dict[str, tuple[int, int, str]] = {}
+        self.params: dict[str, list[Any]] = {}
+        self.tags: dict[str, list[Any]] = {}
         self.inputs: list[tuple[int, str, DatasetInput]] = []
         self.models: list[tuple[str, int, str, int]] = []
 
-    def record(self) -> RunRecord | None:
-        if self.info is None:
+    def add(self, kind: int, item: str, text: str) -> None:
+        """One row, merged with what is known as the store would merge them."""
+        fields = from_json(text)
+        if kind == 3:
+            step, time, value, nan = fields
+            # Whole numbers come without a point, and so lose the sign of zero.
+            value = float(value) if value or ",-0," not in text else -0.0
+            point = (int(step), int(time.replace(".", "")), value, nan)
+            self.metrics[item] = max(self.metrics.get(item, _NO_POINT), point)
+        elif kind == 1:
+            self.params[item] = min(self.params.get(item, fields), fields)
+        elif kind == 2:
+            self.tags[item] = max(self.tags.get(item, fields), fields)
+        elif kind == 0:
+            self.facts = fields if self.facts is None else list(map(max, self.facts, fields))
+        elif kind == 4:
+            self.inputs.append((int(fields[-1]), item, run_input(item, fields[:-1])))
+        else:
+            direction, step, logged_at = fields
+            self.models.append((direction, int(logged_at), item, int(step)))
+
+    def points(self) -> dict[str, Point]:
+        """The newest point of each metric."""
+        return {
+            key: Point(float("nan") if nan else value, time, step)
+            for key, (step, time, value, nan) in sorted(self.metrics.items())
+        }
+
+    def record(self, facts: Facts) -> RunRecord | None:
+        """All of it; None: there is no such run."""
+        info = None if self.facts is None else run_info(self.run_id, self.facts, facts)
+        if info is None:
             return None
         return RunRecord(
-            self.info,
-            {
-                key: Point(float("nan") if nan else value, time, step)
-                for key, (step, time, value, nan) in sorted(self.metrics.items())
-            },
+            info,
+            self.points(),
             {key: text for key, (_, _, text) in sorted(self.params.items())},
             {key: text for key, (_, gone, text) in sorted(self.tags.items()) if not gone},
             [each for _, _, each in sorted(self.inputs, key=lambda item: item[:2])],
@@ -176,9 +198,9 @@ def run_info(run_id: str, merged: Any, facts: Facts) -> RunInfo | None:
     )
 
 
-def run_input(name: str, text: str) -> DatasetInput:
-    """A data set from its name and the JSON of the rest."""
-    digest, source_type, source, schema, profile, context, tags = _values(json.loads(text))
+def run_input(name: str, rest: Any) -> DatasetInput:
+    """A data set from its name and the rest."""
+    digest, source_type, source, schema, profile, context, tags = _values(rest)
     found = [InputTag(key, value) for key, value in sorted(tags.items())]
     if context and _CONTEXT_TAG not in tags:
         found.insert(0, InputTag(_CONTEXT_TAG, context))

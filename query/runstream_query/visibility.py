@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from runstream.config import Settings
 from runstream.transport import Positions, TransportError
@@ -19,13 +19,22 @@ from runstream_schemas.names import CONTROL, STREAMS, Stream
 from .errors import QueryTimeout, StoreUnavailable
 from .store import Store
 
-__all__ = ["LogEnd", "Patience", "Visibility"]
+__all__ = ["LogEnd", "Mark", "Patience", "Visibility"]
 
 _POSITIONS: Final = "SELECT stream, partition, max(next_offset) FROM ingest_positions GROUP BY stream, partition"
 _FIRST_POLL_SECONDS: Final = 0.005
 _LAST_POLL_SECONDS: Final = 0.05
 _SHOW_AFTER_SECONDS: Final = 2.0
 """Waits longer than this show their progress, on a terminal."""
+
+
+class Mark(NamedTuple):
+    """A state of the log, all of it visible: two reads at equal marks read the same."""
+
+    control: Hashable
+    """Stays the same as long as nothing but metrics was logged, and the store is the same."""
+    everything: Hashable
+    """Stays the same as long as nothing at all was logged; None where not all streams were waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +82,11 @@ class Visibility:
         self._seen: dict[tuple[Stream, int], int] = {}
         self._seen_on = -1
 
-    def wait(self, streams: Sequence[Stream] = STREAMS, patience: Patience | None = None) -> Hashable:
+    def wait(self, streams: Sequence[Stream] = STREAMS, patience: Patience | None = None) -> Mark:
         """Return once everything logged before the call is in the store.
 
         Returns:
-            a mark: as long as it stays the same, nothing but metrics was logged, and the store is the same.
+            where the log ended at the call.
 
         Raises:
             QueryTimeout: it took too long; says how far ingest is.
@@ -88,7 +97,7 @@ class Visibility:
         ends = self._log.positions(streams, patience.stall_seconds)
         missing = self._missing(ends)
         if not missing:
-            return self._mark(ends)
+            return self._mark(ends, streams)
         pause, shown = _FIRST_POLL_SECONDS, False
         progressed_at, before = time.monotonic(), -1
         while True:
@@ -109,15 +118,16 @@ class Visibility:
             pause = min(pause * 1.5, _LAST_POLL_SECONDS)
         if shown:
             _show_done()
-        return self._mark(ends)
+        return self._mark(ends, streams)
 
     def after_fork_in_child(self) -> None:
         """The parent's lock may have been held at the fork."""
         self._lock = threading.Lock()
         self._seen = {}
 
-    def _mark(self, ends: Positions) -> Hashable:
-        return self._store.connections, frozenset(item for item in ends.items() if item[0][0] == CONTROL)
+    def _mark(self, ends: Positions, streams: Sequence[Stream]) -> Mark:
+        control = self._store.connections, frozenset(item for item in ends.items() if item[0][0] == CONTROL)
+        return Mark(control, frozenset(ends.items()) if set(streams) == set(STREAMS) else None)
 
     def _missing(self, ends: Positions) -> Mapping[tuple[Stream, int], int]:
         with self._lock:

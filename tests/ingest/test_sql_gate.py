@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from runstream_ingest.local import gate
+from runstream_ingest.local.engine import Chunk, Classification
+
 HOSTILE = [
     # The scalar function file(), and every way round its name that was found.
     "SELECT file('/etc/passwd')",
@@ -604,8 +607,41 @@ def test_gated_statements_do_not_escape_the_role(verdicts: dict[str, dict[str, o
     assert verdicts["role_alone"] == []
 
 
+class CountingSession:
+    """A session whose parse of anything is a SELECT of a literal."""
+
+    def __init__(self) -> None:
+        self.parsed = 0
+
+    def classify(self, _: str) -> Classification:
+        return Classification("READ_ONLY", 1)
+
+    def query(self, *_: object) -> Chunk:
+        self.parsed += 1
+        return Chunk(b"SelectWithUnionQuery (children 1)\n Literal 1", 1)
+
+
+@pytest.mark.parametrize(
+    ("sql", "parses"),
+    [
+        ("SELECT 1 FROM runs WHERE run_id = {x:String}", 1),
+        ("SELECT 1 FROM runs WHERE run_id IN {x:Array(String)}", 1),
+        ("SELECT 1 FROM {x:Identifier}", 2),
+        ("SELECT 1 FROM { x : iDENTIFIER }", 2),
+        ("SELECT {x:String} FROM {x:Identifier}", 2),
+        ("SELECT {x:String} FROM {x:`Ident\\x69fier`}", 2),
+        ("SELECT 1 FROM runs", 2),
+    ],
+)
+def test_a_verdict_is_remembered_without_values_that_cannot_be_names(sql: str, parses: int) -> None:
+    """The same statement about another run is not parsed again; a value that may name a table always is."""
+    memory, session = gate.Memory(), CountingSession()
+    for value in ("a", "b"):
+        memory.check(session, sql, {"x": value})  # type: ignore[arg-type]
+    assert session.parsed == parses
+
+
 def _program(folder: Path) -> None:
-    from runstream_ingest.local import gate
     from runstream_ingest.local.engine import Engine, Role
     from runstream_ingest.local.errors import EngineQueryError
     from runstream_ingest.local.store import ChdbStore

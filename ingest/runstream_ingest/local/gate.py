@@ -139,6 +139,9 @@ _POSITION: Final = re.compile(
     r"position (?P<position>\d+)(?P<token> \([^\n]*?\))?(?: \(line (?P<line>\d+), col (?P<column>\d+)\))?"
 )
 _QUOTE: Final = '[`"]'
+_PLAIN_PLACEHOLDER: Final = re.compile(
+    r"\{(\w+):(?:String|U?Int(?:8|16|32|64|128)|Float64|Array\((?:String|U?Int64)\))\}"
+)
 _SHOW: Final = re.compile(
     rf"\s*SHOW\s+(?:(?:FULL\s+)?TABLES(?:\s+(?:FROM|IN)\s+{_QUOTE}?{DATABASE}{_QUOTE}?)?"
     r"(?:\s+(?:NOT\s+)?I?LIKE\s+'[^'\\]*')?(?:\s+LIMIT\s+\d+)?"
@@ -168,7 +171,11 @@ class Approved:
 
 class Memory:
     """Verdicts of `check` that were yes. They depend on the text and its parameters alone, not on what the store holds,
-    and asking the engine for its parse costs as much as a small query. Any thread."""
+    and asking the engine for its parse costs as much as a small query. Any thread.
+
+    Values count only where they could be names: what a placeholder of a plain type stands for is a literal, whatever
+    it says, and `check` looks at no literal.
+    """
 
     def __init__(self, max_entries: int = 256, max_chars: int = 20_000) -> None:
         self._max_entries = max_entries
@@ -182,7 +189,7 @@ class Memory:
         Raises:
             Refused, EngineQueryError: see `check`.
         """
-        key = (sql, tuple(sorted(parameters.items())))
+        key = (sql, () if _is_plain(sql, parameters) else tuple(sorted(parameters.items())))
         with self._lock:
             known = self._approved.get(key)
             if known is not None:
@@ -195,6 +202,13 @@ class Memory:
                 if len(self._approved) > self._max_entries:
                     self._approved.popitem(last=False)
         return approved
+
+
+def _is_plain(sql: str, parameters: Mapping[str, str]) -> bool:
+    """Whether every parameter that `sql` could use stands in it with a plain type, and so for a literal."""
+    if "`" in sql or "\\" in sql or "identifier" in sql.lower():
+        return False
+    return parameters.keys() <= {found[1] for found in _PLAIN_PLACEHOLDER.finditer(sql)}
 
 
 def check(session: Session, sql: str, parameters: Mapping[str, str]) -> Approved:

@@ -32,8 +32,8 @@ def _state(artifacts: ArtifactRoot, record: RunRecord) -> RunState:
         end_time=info.end_time,
         artifact_uri=artifacts.present(info.artifact_uri),
         lifecycle_stage=info.lifecycle_stage,
-        params=record.params,
-        tags=record.tags,
+        params=dict(record.params),  # the record is shared
+        tags=dict(record.tags),
     )
 
 
