@@ -11,6 +11,7 @@ history 20x.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -182,6 +183,7 @@ def measures(options: argparse.Namespace) -> list[tuple[str, str, Callable[[Peer
         lambda peer: rate(peer.port, f"{API}/runs/get?run_id={a_run(peer)}", b"", 4, options.seconds, "GET"),
     )
     one("one runs/get", "s", timed(lambda peer: f"{API}/runs/get?run_id={a_run(peer)}"))
+    one("runs/get, another run each time", "s", other_runs)
     one("history of all points", "s", timed(history_path))
     one(
         "history, one page of 25,000",
@@ -206,6 +208,19 @@ def measures(options: argparse.Namespace) -> list[tuple[str, str, Callable[[Peer
 def a_run(peer: Peer) -> str:
     """One run of the table."""
     return next(runs_of(1, int(peer.experiment))).run_id
+
+
+def other_runs(peer: Peer, count: int = 20) -> float:
+    """Median seconds of runs/get for runs that nobody has asked for before: our server remembers those of the last."""
+    if peer.fresh_runs is None:
+        peer.fresh_runs = (each.run_id for each in runs_of(10_000, int(peer.experiment)))
+        next(peer.fresh_runs)
+    caller = Caller(peer.port)
+    took = []
+    for run_id in itertools.islice(peer.fresh_runs, count):
+        took.append(caller.seconds(f"{API}/runs/get?run_id={run_id}", repeats=1))
+    caller.close()
+    return statistics.median(took)
 
 
 def settle(peer: Peer) -> None:
@@ -239,7 +254,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--points", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--only", default="", help="measures whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="measures whose names contain one of these")
     parser.add_argument("--no-mlflow", action="store_true", help="leave MLflow's own server out")
     parser.add_argument("--no-postgres", action="store_true", help="leave MLflow's server with PostgreSQL out")
     options = parser.parse_args()
@@ -266,7 +281,7 @@ def main() -> None:
                 print(f"{peer.name}: {pss_mb([*peer.processes(), *extra]):.0f} MB at rest (PSS)", flush=True)
             for peer in peers[1:]:
                 prepare(peer, options.runs, options.points)
-            chosen = [item for item in measures(options) if options.only in item[0]]
+            chosen = [item for item in measures(options) if any(part in item[0] for part in options.only)]
             results: dict[str, dict[str, list[float]]] = {name: {} for name, _, _ in chosen}
             for _ in range(options.repeats):
                 for measure, _, call in chosen:

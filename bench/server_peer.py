@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -95,6 +95,8 @@ class Peer:
         self.port = port
         self.base = f"http://127.0.0.1:{port}"
         self.long_run = self.experiment = ""
+        self.fresh_runs: Iterator[str] | None = None
+        """Runs of the table that nobody has asked for yet."""
         self.process = subprocess.Popen(
             command, env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -1,8 +1,9 @@
 """Some runs by id -> everything known of them. One statement, made to be planned quickly.
 
-Planning costs more than reading here: about 4 ms a table, and functions over strings cost as much again. So rows come
-as they lie, unmerged, and are merged in Python; only a run's own facts, of which there is a row for each heartbeat
-until parts merge, are grouped in the store. For many runs at once see `records` and `api.run_json`.
+Planning costs more than reading here: 2 to 4 ms a table, and more for every column that is computed. So rows come as
+they lie, unmerged, with everything but run and key in one JSON text, and are merged in Python; only the own facts of
+more than a few runs, of which there is a row for each heartbeat until parts merge, are grouped in the store. For many
+runs at once see `records` and `api.run_json`, for a server's reads `known_runs`.
 """
 
 from __future__ import annotations
