@@ -1,8 +1,9 @@
 """Which bodies of a refused insert are to blame: decode-only probes, which leave nothing behind.
 
 fastavro says which bodies look wrong, so that usually one probe clears all others and each suspect takes one more;
-what both decoders disagree about is found by bisection. The engine alone condemns. A probe inserts into a copy of the landing table that has no views. Before any body is blamed, a body of our own must
-pass the same probe: where it does not, the store is at fault and the worker must stop (`SystemicFailure`).
+what both decoders disagree about is found by bisection. The engine alone condemns. A probe inserts into a copy of the
+landing table that has no views. Before any body is blamed, a body of our own must pass the same probe: where it does
+not, the store is at fault and the worker must stop (`SystemicFailure`).
 """
 
 from __future__ import annotations

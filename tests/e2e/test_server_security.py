@@ -432,6 +432,8 @@ def test_a_session_ends_when_the_user_is_revoked(house):
     AuthFile.change(house.auth_file, lambda content: content.revoke("bob"))
     while browser("GET", f"{API}/experiments/get?experiment_id=0").status != 401:
         assert time.monotonic() < deadline, "the session outlives its user"
+    told = [line["about"] for line in house.audited() if line["audit"] == "users-changed"]
+    assert "user bob removed" in told
 
 
 def test_guessing_is_slowed_down(house):

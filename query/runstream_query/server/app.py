@@ -93,8 +93,10 @@ class Server:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.telemetry = Telemetry()
-        self.authenticator = Authenticator(settings.auth_file)
         self.audit = Audit(settings.audit_file)
+        self.authenticator = Authenticator(
+            settings.auth_file, lambda change: self.audit.note("users-changed", None, about=change)
+        )
         self.access_log = AccessLog() if settings.access_log else None
         self.parts: Parts | None = None
         self._backend: Backend | None = None

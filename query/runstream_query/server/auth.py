@@ -70,6 +70,16 @@ class Token:
         return Principal(self.name, self.role, self.default, self.experiments)
 
 
+def _titled(content: AuthFile) -> dict[str, User | Token]:
+    titled: dict[str, User | Token] = {f"user {name}": user for name, user in content.users.items()}
+    return titled | {f"token {identity} ({token.name})": token for identity, token in content.tokens.items()}
+
+
+def _held(entry: User | Token) -> str:
+    held = [f" {experiment}:{permission}" for experiment, permission in sorted(entry.experiments.items())]
+    return "".join(held) + ("" if entry.default is None else f" others:{entry.default}")
+
+
 def _scrypt(password: str, salt: bytes) -> bytes:
     return hashlib.scrypt(password.encode("utf-8", "surrogatepass"), salt=salt, maxmem=64 << 20, **_SCRYPT)
 
@@ -163,6 +173,24 @@ class AuthFile:
             return result
         finally:
             os.close(handle)
+
+    def changes_since(self, earlier: AuthFile) -> list[str]:
+        """What is different from `earlier`, a line each, without secrets: for the audit."""
+        before = _titled(earlier)
+        after = _titled(self)
+        lines = [f"{title} removed" for title in before if title not in after]
+        for title, entry in after.items():
+            known = before.get(title)
+            if known is None:
+                lines.append(f"{title} added: {entry.role}{_held(entry)}")
+                continue
+            if known.role != entry.role:
+                lines.append(f"{title}: {entry.role} instead of {known.role}")
+            if isinstance(entry, User) and isinstance(known, User) and known.password != entry.password:
+                lines.append(f"{title}: another password")
+            if (known.default, known.experiments) != (entry.default, entry.experiments):
+                lines.append(f"{title}: permissions are now{_held(entry) or ' those of the role'}")
+        return lines
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all, readable by the owner only."""

@@ -14,7 +14,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -47,8 +47,14 @@ class Authenticator:
     Used on the event loop; password checks run in a thread of its own, and no more than `MAX_WAITING_CHECKS` wait.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, on_change: Callable[[str], None] = lambda change: None) -> None:
+        """
+        Args:
+            on_change: told of each change of the file that is noticed, in words without secrets.
+        """
         self.path = path
+        self._on_change = on_change
+        self._content: AuthFile | None = None
         self._stamp: tuple[int, int, int] | None = None
         self._checked_at = 0.0
         self._users: Mapping[str, User] = {}
@@ -81,12 +87,16 @@ class Authenticator:
     def _reload(self, path: Path) -> None:
         stat = path.stat()
         content = AuthFile.load(path)
+        changes = [] if self._content is None else content.changes_since(self._content)
+        self._content = content
         self._users = content.users
         self._tokens = {token.sha256: token.principal() for token in content.tokens.values()}
         self._session_key = content.session_key.encode()
         self._remembered.clear()
         self._refused.clear()
         self._stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        for change in changes:
+            self._on_change(change)
 
     def follow_file(self, *, now: bool = False) -> None:
         """Read the file again if it has changed; looks at most twice a second unless `now`."""

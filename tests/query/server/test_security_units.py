@@ -115,6 +115,31 @@ def auth_file(tmp_path):
     return path
 
 
+def test_every_change_of_the_auth_file_is_told(auth_file):
+    """Whoever made it, and without anything secret; a file that was gone for a while hides nothing."""
+    told = []
+    found = Authenticator(auth_file, told.append)
+    found.close()
+    identity, token = AuthFile.change(auth_file, lambda content: content.add_token("ci", "write"))
+    AuthFile.change(auth_file, lambda content: content.grant("ci", "read", "7"))
+    found.follow_file(now=True)
+    AuthFile.change(auth_file, lambda content: content.add_user("ada", "correct horse 2", "admin"))
+    found.follow_file(now=True)
+    auth_file.rename(auth_file.with_name("away"))
+    found.follow_file(now=True)
+    auth_file.with_name("away").rename(auth_file)
+    AuthFile.change(auth_file, lambda content: content.revoke("ci"))
+    found.follow_file(now=True)
+    found.follow_file(now=True)
+    assert told == [
+        f"token {identity} (ci) added: write 7:read",
+        "user ada: admin instead of write",
+        "user ada: another password",
+        f"token {identity} (ci) removed",
+    ]
+    assert token not in "".join(told) and "correct" not in "".join(told)
+
+
 def test_a_session_is_known_to_every_process(auth_file):
     """A cookie of one process is taken by another one; a changed one by nobody."""
     first, second = authenticator(auth_file), authenticator(auth_file)
