@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from runstream.entities import Experiment, FileInfo, Metric, PagedList, Run, ViewType
@@ -88,8 +89,13 @@ class Reader:
         order_by: Sequence[str] | None = None,
         page_token: str | None = None,
         patience: Patience | None = None,
+        shown_root: str | None = None,
     ) -> tuple[list[str], str | None, Facts]:
-        """`search_run_ids`, and the facts that the search rests on, for reading what is known of these runs."""
+        """`search_run_ids`, and the facts that the search rests on, for reading what is known of these runs.
+
+        Args:
+            shown_root: where the caller is told that the artifact root is, so that `artifact_uri` is compared as shown.
+        """
         experiments = _strings(experiment_ids, "experiment_ids")
         limit = _max_results(max_results)
         view = _view(run_view_type)
@@ -104,7 +110,8 @@ class Reader:
         )
 
         def compiled(facts: Facts, after: token.Values | None, among: Sequence[str] | None = None) -> RunQuery:
-            return compile_runs(experiments, tree, orders, view, limit=limit + 1, facts=facts, after=after, among=among)
+            shown = facts if shown_root is None else replace(facts, artifact_root=shown_root)
+            return compile_runs(experiments, tree, orders, view, limit=limit + 1, facts=shown, after=after, among=among)
 
         after = None if not page_token else token.decode(page_token, search, compiled(Facts(), None).sort)
         if not experiments:

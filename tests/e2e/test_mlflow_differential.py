@@ -275,6 +275,12 @@ def test_runs(same):
     for operation in ("delete", "restore"):
         same.post(f"/runs/{operation}", run_id="nope")
         same.post(f"/runs/{operation}")
+    place = {"name": "query", "artifact_location": "s3://bucket/a?region=x"}
+    same("POST", "/experiments/create", place, save={"query": "experiment_id"})
+    same.run("in_query", experiment_id="$query")
+    same(
+        "POST", "/logged-models", {"experiment_id": "$query", "name": "m"}, save={"query_model": "model.info.model_id"}
+    )
 
 
 def test_params_and_tags(same):
@@ -462,6 +468,8 @@ def test_run_searches(same):
         "run.status = 'FINISHED'", "status != 'FINISHED'", "status = 'finished'", "status LIKE 'F%'",
         "run_name = 'run 1'", "attributes.`run name` = 'run 1'", 'attributes."Run name" = \'run 1\'',
         "run_name ILIKE 'RUN%'", "run_id = '$q1'", "run_id IN ('$q1','$q2')", "run_id NOT IN ('$q1')",
+        "artifact_uri = 'mlflow-artifacts:/$exp/$q1/artifacts'", "artifact_uri != 'x'", "artifact_uri LIKE '%/$q1/%'",
+        "artifact_uri LIKE 'mlflow-artifacts:/%'", "artifact_uri LIKE 'MLFLOW%'", "artifact_uri ILIKE 'MLFLOW%'",
         "run_id LIKE '%'", "start_time > 1010", "attributes.Created > 1010", "end_time > 0", "end_time < 5001",
         "end_time != 5000", "user_id = 'u1'", "artifact_uri LIKE '%'", "dataset.name = 'ds1'",
         "datasets.digest = 'd1'", "dataset.context = 'training'", "dataset.name LIKE 'ds%'",
@@ -600,6 +608,7 @@ def test_logged_models(same):
     model = {"artifact_path": "a", "flavors": {"x": {"config": 1, "y": 2}}, "utc_time_created": "2020-01-01 00:00:00"}
     for text in ("x", "{}", None, 5, json.dumps({**model, "run_id": "r", "model_uuid": "uu"})):
         same("POST", "/runs/log-model", {"run_id": "$lm", "model_json": text}, message=False)
+    same.get("/runs/get", run_id="$lm")
 
 
 def test_artifacts(same):

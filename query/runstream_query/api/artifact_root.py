@@ -11,7 +11,7 @@ import posixpath
 import re
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from .errors import invalid
 
@@ -58,6 +58,14 @@ def clean_path(path: str, *, number_sign: bool = False) -> str:
     return "" if normal == "." else normal
 
 
+def below(location: str, path: str) -> str:
+    """The address of `path` below `location`, whose query, if it has one, stays at the end."""
+    parts = urlsplit(location)
+    if not parts.scheme or not parts.query:
+        return f"{location.rstrip('/')}/{path}"
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}"))
+
+
 @dataclass(frozen=True, slots=True)
 class ArtifactRoot:
     """The root under which this server keeps artifacts, and whether it serves them."""
@@ -71,6 +79,11 @@ class ArtifactRoot:
             if uri.startswith(prefix + "/"):
                 return uri[len(prefix) + 1 :]
         return None
+
+    @property
+    def shown(self) -> str | None:
+        """Where clients are told that the root is; None: where it is."""
+        return PROXY_SCHEME.rstrip("/") if self.served else None
 
     def prefixes(self) -> tuple[str, ...]:
         """How an address below the root may begin, without the slash behind."""

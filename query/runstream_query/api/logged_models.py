@@ -12,7 +12,7 @@ from runstream.run_name import name_for
 from runstream.transport import Event
 from runstream_schemas.identity import now_ms
 
-from .artifact_root import clean_path
+from .artifact_root import below, clean_path
 from .artifacts import download, listed
 from .backend import Backend
 from .errors import ApiError, invalid, missing_resource
@@ -166,7 +166,7 @@ async def _create(backend: Backend, request: Request) -> Response:
     params = pairs_of(message.params, "params")
     tags = pairs_of(message.tags, "tags")
     model_id = f"m-{uuid.uuid4().hex}"
-    location = f"{experiment.artifact_location.rstrip('/')}/models/{model_id}/artifacts"
+    location = below(experiment.artifact_location, f"models/{model_id}/artifacts")
     now = now_ms()
     row = ModelRow(
         model_id=model_id,

@@ -15,6 +15,7 @@ from runstream.transport import Event
 from runstream_schemas.identity import DEFAULT_EXPERIMENT_ID, new_run_id, now_ms
 from runstream_schemas.limits import MAX_BODY_BYTES, MAX_TIME_MS
 
+from .artifact_root import below
 from .backend import Backend
 from .errors import invalid, missing_resource
 from .routing import Endpoint
@@ -33,6 +34,7 @@ from .wire import Empty, Int32, Int64, JsonResponse, KeyValue, Message, invalid_
 
 RUN_NAME_TAG: Final = "mlflow.runName"
 LOGGED_MODELS_TAG: Final = "mlflow.log-model.history"
+_MODEL_KEYS: Final = ("run_id", "artifact_path", "utc_time_created", "model_uuid")
 _EVENT_ROOM_BYTES: Final = MAX_BODY_BYTES - 10_000
 
 
@@ -178,7 +180,7 @@ async def _create(backend: Backend, request: Request) -> Response:
     run_id = new_run_id(experiment.experiment_id)
     name = message.run_name or tag_name or name_for(run_id)
     by_key.setdefault(RUN_NAME_TAG, name)
-    artifact_uri = f"{experiment.artifact_location.rstrip('/')}/{run_id}/artifacts"
+    artifact_uri = below(experiment.artifact_location, f"{run_id}/artifacts")
     state = RunState(
         run_id=run_id,
         experiment_id=experiment.experiment_id,
@@ -305,7 +307,7 @@ async def _search(backend: Backend, request: Request) -> Response:
 
 
 def _page(backend: Backend, *search: Any) -> tuple[list[bytes], str | None]:
-    ids, token, facts = backend.reading.search_runs(*search)
+    ids, token, facts = backend.reading.search_runs(*search, shown_root=backend.artifacts.shown)
     return run_page(backend.reading, backend.artifacts, ids, facts), token
 
 
@@ -399,7 +401,7 @@ async def _log_model(backend: Backend, request: Request) -> Response:
     if missing:
         raise invalid(f"Model json is missing mandatory fields: {missing}")
     state = await backend.active_run(message.run_id or "")
-    entry = {key: model[key] for key in ("run_id", "utc_time_created", "artifact_path", "model_uuid") if key in model}
+    entry = {key: model[key] for key in _MODEL_KEYS if key in model}
     entry["flavors"] = {
         flavor: {key: value for key, value in config.items() if key != "config"} if isinstance(config, dict) else config
         for flavor, config in dict(model.get("flavors") or {}).items()

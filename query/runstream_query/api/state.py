@@ -46,8 +46,13 @@ class Reading(Protocol):
         max_results: int,
         order_by: Sequence[str],
         page_token: str | None,
+        shown_root: str | None = None,
     ) -> tuple[list[str], str | None, Facts]:
-        """The ids of one page of runs, in order, the next page's token, and the facts they were found with."""
+        """The ids of one page of runs, in order, the next page's token, and the facts they were found with.
+
+        Args:
+            shown_root: where clients are told that the artifact root is; None: where it is.
+        """
         ...
 
     def search_experiments(

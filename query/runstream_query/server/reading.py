@@ -53,10 +53,17 @@ class StoreReading:
         max_results: int,
         order_by: Sequence[str],
         page_token: str | None,
+        shown_root: str | None = None,
     ) -> tuple[list[str], str | None, Facts]:
         """See `Reading`."""
         return self._reader.find_runs(
-            experiment_ids, filter_string, ViewType(view_type), max_results, list(order_by), page_token
+            experiment_ids,
+            filter_string,
+            ViewType(view_type),
+            max_results,
+            list(order_by),
+            page_token,
+            shown_root=shown_root,
         )
 
     def search_experiments(

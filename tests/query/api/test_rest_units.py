@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("fastapi", reason="needs the server: pip install 'runstream[server]'")
 
-from runstream_query.api.artifact_root import ArtifactRoot, clean_path
+from runstream_query.api.artifact_root import ArtifactRoot, below, clean_path
 from runstream_query.api.errors import STATUS_OF, ApiError
 from runstream_query.api.event import Clock, metric_batch, value_seq
 from runstream_query.api.metrics import BatchMetric, LogMetric, _plain_points
@@ -101,6 +101,21 @@ def test_artifact_addresses() -> None:
     assert root.stored(told) == root.path_of(told) == "0/r/artifacts"
     for foreign in ("s3://b/x", "file:///data/artifacts-2/x", "file:///etc"):
         assert root.present(foreign) == foreign and root.path_of(foreign) is None
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("mlflow-artifacts:/7", "mlflow-artifacts:/7/r/artifacts"),
+        ("s3://bucket/a/", "s3://bucket/a/r/artifacts"),
+        ("s3://bucket?x=1", "s3://bucket/r/artifacts?x=1"),
+        ("mysql://me:secret@host:3306/db/a?driver=d&y", "mysql://me:secret@host:3306/db/a/r/artifacts?driver=d&y"),
+        ("/folder/what?", "/folder/what?/r/artifacts"),
+    ],
+)
+def test_addresses_below_a_location(location: str, expected: str) -> None:
+    """The path of a run comes behind the path of its experiment, not behind a query."""
+    assert below(location, "r/artifacts") == expected
 
 
 def test_roles_of_requests() -> None:
