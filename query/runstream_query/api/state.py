@@ -46,6 +46,7 @@ class Reading(Protocol):
         max_results: int,
         order_by: Sequence[str],
         page_token: str | None,
+        *,
         shown_root: str | None = None,
     ) -> tuple[list[str], str | None, Facts]:
         """The ids of one page of runs, in order, the next page's token, and the facts they were found with.

@@ -53,6 +53,7 @@ class StoreReading:
         max_results: int,
         order_by: Sequence[str],
         page_token: str | None,
+        *,
         shown_root: str | None = None,
     ) -> tuple[list[str], str | None, Facts]:
         """See `Reading`."""
