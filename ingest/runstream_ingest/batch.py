@@ -147,6 +147,7 @@ class Pace:
             seconds: how long it took.
             max_parts: active parts of the target that has the most; from 50 the gap grows, at 150 it is the longest.
         """
-        by_cost = 4.0 * seconds  # small inserts take at most a fifth of the time
+        # Small inserts take at most a fifth of the time; while large ones run the next batch grows without any gap.
+        by_cost = min(4.0 * seconds, self._max / 2)
         by_parts = self._max * min(1.0, max(0, max_parts - 50) / 100)
         self._gap = min(self._max, max(self._min, by_cost, by_parts))

@@ -209,7 +209,7 @@ def run_ids(clients: list[ServerProcess]) -> Iterator[tuple[str, int]]:
     """Each client's run id and the number of points that it said to have logged."""
     for client in clients:
         lines = client.log.read_text().split()
-        yield lines[0], int(lines[-1]) if len(lines) > 1 else 0
+        yield (lines[0] if lines else ""), (int(lines[-1]) if len(lines) > 1 else 0)
 
 
 @cache

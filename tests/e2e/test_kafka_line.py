@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from runstream_schemas.names import topic
 from tests.e2e.kafka_line import Line, run_ids
-from tests.services.kafka import collect_refused_sockets, local_cluster, shared_broker
+from tests.services.kafka import admin, collect_refused_sockets, local_cluster, shared_broker
 from tests.services.kafka_cluster import KafkaCluster
+from tests.services.process import wait_until
 
 __all__ = ["collect_refused_sockets"]
 
@@ -81,6 +83,58 @@ def test_nothing_is_lost_or_doubled_while_everything_is_killed(tmp_path: Path) -
         line.deliver_journals()
         line.wait_stored()
         _check(line, {run for run, _ in list(run_ids(clients))[1:]})
+
+
+def test_leaders_move_while_clients_log_and_a_worker_reads(tmp_path: Path) -> None:
+    """Every partition gets another leader, three times over; nobody ends, and each point is in SQL once."""
+    with local_cluster(3) as cluster, Line(cluster.bootstrap, tmp_path) as line:
+        worker = line.start_worker()
+        clients = [line.start_client(f"c{number}", POINTS, 0.5) for number in range(3)]
+        moved = 0
+        for _ in range(3):
+            seen = _points_said(line)
+            wait_until(lambda seen=seen: _points_said(line) > seen, 60, "clients that log on")
+            moved += _move_leaders(line)
+        assert moved == 3 * 6, "four partitions of metrics and two of control, each time"
+        assert all(client.running for client in clients), "they were to log all the while"
+        for client in clients:
+            assert client._process is not None
+            assert client._process.wait(90) == 0, client.log_tail()
+        line.wait_stored()
+        _check(line, {run for run, _ in run_ids(clients)})
+        assert worker.running
+        assert worker.stop(20) == 0, worker.log_tail()
+
+
+def _points_said(line: Line) -> int:
+    return sum(points for _, points in run_ids(line.clients))
+
+
+def _move_leaders(line: Line) -> int:
+    """Make another replica the leader of every partition; how many have one that they had not before."""
+    from kafka import TopicPartition
+
+    topics = [topic(line.address.prefix, stream) for stream in ("metrics", "control")]
+    with admin(line.address) as client:
+
+        def replicas() -> dict[TopicPartition, tuple[int, list[int]]]:
+            return {
+                TopicPartition(found["name"], part["partition_index"]): (part["leader_id"], list(part["replica_nodes"]))
+                for found in client.describe_topics(topics)
+                for part in found["partitions"]
+            }
+
+        before = replicas()
+        turned = {
+            place: [*(node for node in nodes if node != leader), leader] for place, (leader, nodes) in before.items()
+        }
+        assert set(client.alter_partition_reassignments(turned).values()) == {None}
+        wait_until(lambda: not client.list_partition_reassignments(), 30, "replicas in another order")
+        client.elect_leaders(0, {name: [place.partition for place in turned if place.topic == name] for name in topics})
+        wait_until(
+            lambda: all(leader == turned[place][0] for place, (leader, _) in replicas().items()), 30, "other leaders"
+        )
+        return sum(leader != before[place][0] for place, (leader, _) in replicas().items())
 
 
 class _Faults:

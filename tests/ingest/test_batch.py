@@ -102,6 +102,8 @@ def test_the_pace_is_quick_when_idle_and_slower_under_load() -> None:
     assert pace.gap_seconds == pytest.approx(0.2)
     pace.inserted(0.001, max_parts=100)
     assert pace.gap_seconds == pytest.approx(0.25)
+    pace.inserted(3.0, max_parts=0)
+    assert pace.gap_seconds == 0.25  # a large insert needs no long pause: the next batch is large already
     pace.inserted(3.0, max_parts=1_000)
     assert pace.gap_seconds == 0.5
     pace.inserted(0.001, max_parts=10)
