@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).with_name("java") / "MlflowJava.java"
 
 @pytest.mark.timeout(700)
 def test_java_client(tmp_path):
-    """Experiments, runs, metrics, params, tags, batches, searches, pages, histories, artifacts, MlflowContext."""
+    """Experiments, runs, metrics, params, tags, batches, searches, pages, long histories, artifacts, MlflowContext."""
     missing = MLFLOW.missing(compiler=True)
     if missing is not None:
         if os.environ.get("CI"):
@@ -41,4 +41,4 @@ def test_java_client(tmp_path):
             check=False,
         )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "checks 59"
+    assert done.stdout.splitlines()[-1] == "checks 79"

@@ -55,6 +55,8 @@ MAX_BULK_RESULTS: Final = 25_000
 MAX_INTERVAL_RESULTS: Final = 2_500
 MAX_HISTORY_RESULTS: Final = 10_000_000
 """Points of one answer without a page size; a longer history must be paged."""
+_CANNOT_PAGE: Final = "mlflow-java-client/"
+"""Asks for pages of 25,000 points and throws when there is a second one (2.17): it gets the whole history at once."""
 
 _POINT: Final = (
     f"if(isInfinite(m.value), if(m.value > 0, {MAX_DOUBLE!r}, -{MAX_DOUBLE!r}), m.value) AS value, "
@@ -268,6 +270,8 @@ async def _history(backend: Backend, request: Request) -> Response:
     limit = message.max_results
     if limit is not None and limit <= 0:
         raise invalid(f"Invalid value {limit} for parameter 'max_results' supplied. It must be a positive integer.")
+    if request.headers.get("user-agent", "").startswith(_CANNOT_PAGE):
+        limit = None
     about = message.run_id or "", message.metric_key or "", offset, limit
     return Response(await backend.read(_history_answer, backend.reading, *about), media_type="application/json")
 

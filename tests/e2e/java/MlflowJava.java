@@ -54,7 +54,43 @@ public class MlflowJava {
     ExperimentsPage first = client.searchExperiments("", ViewType.ACTIVE_ONLY, 1, List.of());
     equal(first.hasNextPage(), true);
     equal(((Page<Experiment>) first.getNextPage()).getItems().iterator().hasNext(), true);
+    experimentPages(client, name);
     return id;
+  }
+
+  /** Three experiments of a tag, one of them deleted: filters, views, and pages of 1 and 2. */
+  private static void experimentPages(MlflowClient client, String name) {
+    List<String> made = new ArrayList<>();
+    for (String letter : List.of("x", "y", "z")) {
+      String id = client.createExperiment(name + " page " + letter);
+      client.setExperimentTag(id, "pages", name);
+      client.setExperimentTag(id, "lines", "one\ntwo");
+      made.add(id);
+    }
+    client.deleteExperiment(made.get(1));
+    String tagged = "tags.pages = '" + name + "'";
+    equal(client.searchExperiments(tagged).getItems().size(), 2);
+    equal(client.searchExperiments(tagged + " AND attribute.name = '" + name + " page x'").getItems().size(), 1);
+    equal(experimentIds(client.searchExperiments(tagged, ViewType.DELETED_ONLY, 10, List.of())), made.subList(1, 2));
+    ExperimentsPage one = client.searchExperiments(tagged, ViewType.ALL, 1, List.of("attribute.name"));
+    equal(experimentIds(one), made.subList(0, 1));
+    equal(one.getNextPageToken().isPresent(), true);
+    ExperimentsPage rest = client.searchExperiments(
+        tagged, ViewType.ALL, 2, List.of("attribute.name"), one.getNextPageToken().get());
+    equal(experimentIds(rest), made.subList(1, 3));
+    equal(rest.getNextPageToken().isPresent(), false);
+    ExperimentsPage next = (ExperimentsPage) one.getNextPage();
+    equal(experimentIds(next), made.subList(1, 2));
+    equal(next.getNextPageToken().isPresent(), true);
+    Experiment first = client.getExperiment(made.get(0));
+    equal(first.getTagsList().stream().anyMatch(tag -> tag.getValue().equals("one\ntwo")), true);
+    equal(first.getTagsCount(), 2);
+  }
+
+  private static List<String> experimentIds(ExperimentsPage page) {
+    List<String> found = new ArrayList<>();
+    page.getItems().forEach(experiment -> found.add(experiment.getExperimentId()));
+    return found;
   }
 
   private static String runs(MlflowClient client, String experiment) {
@@ -80,7 +116,11 @@ public class MlflowJava {
     client.setTag(id, "email", "some@email.com");
     client.setTag(id, "gone", "x");
     client.deleteTag(id, "gone");
-    refused(() -> client.deleteTag(id, "gone"));
+    refused(() -> client.deleteTag(id, "gone"), "No tag with name: gone in run with id " + id);
+    refused(() -> client.deleteTag(id, "never"), "No tag with name: never in run with id " + id);
+    refused(() -> client.deleteTag("fakeRunId", "never"), "Run with id=fakeRunId not found");
+    equal(client.getRun(id).getData().getTagsList().stream().noneMatch(
+        tag -> tag.getKey().equals("mlflow.parentRunId") || tag.getKey().equals("gone")), true);
     client.setTerminated(id, RunStatus.FINISHED, before + 5);
     Run run = client.getRun(id);
     equal(run.getInfo().getStatus(), RunStatus.FINISHED);
@@ -132,6 +172,11 @@ public class MlflowJava {
     Page<Run> next = page.getNextPage();
     equal(next.getItems().iterator().next().getInfo().getRunId(), first);
     equal(next.hasNextPage(), false);
+    equal(next.getNextPage().getPageSize(), 0);
+    equal(client.searchRuns(where, "", ViewType.ACTIVE_ONLY, 1000).getNextPageToken().isPresent(), false);
+    RunsPage ordered = client.searchRuns(
+        where, "", ViewType.ACTIVE_ONLY, 1000, List.of("params.depth DESC", "metrics.accuracy"));
+    equal(ordered.getItems().get(0).getInfo().getRunId(), first);
     refused(() -> client.searchRuns(where, "nonsense ="));
   }
 
@@ -147,6 +192,21 @@ public class MlflowJava {
     equal(run.getData().getParams(0).getValue(), "a b");
     equal(run.getData().getTagsList().stream().anyMatch(tag -> tag.getKey().equals("t")), true);
     equal(client.getMetricHistory(id, "b").size(), 2);
+    client.logBatch(id, null, null, List.of(RunTag.newBuilder().setKey("mlflow.runName").setValue("my run").build()));
+    equal(client.getRun(id).getInfo().getRunName(), "my run");
+    equal(client.getRun(id).getData().getTagsCount(), 2);
+    List<Long> expected = new ArrayList<>();
+    for (long from = 0; from < 26_000; from += 1_000) {
+      List<Metric> part = new ArrayList<>();
+      for (long step = from; step < from + 1_000; step++) {
+        part.add(metric("long", step, step, step));
+        expected.add(step);
+      }
+      client.logBatch(id, part, null, null);
+    }
+    List<Long> steps = new ArrayList<>();
+    client.getMetricHistory(id, "long").forEach(metric -> steps.add(metric.getStep()));
+    equal(steps, expected);
   }
 
   private static void fluent(MlflowClient client, String name) {
@@ -203,11 +263,18 @@ public class MlflowJava {
   }
 
   private static void refused(Runnable call) {
+    refused(call, "");
+  }
+
+  private static void refused(Runnable call, String words) {
     checks++;
     try {
       call.run();
     } catch (MlflowClientException expected) {
-      return;
+      if (expected.getMessage().contains(words)) {
+        return;
+      }
+      throw new AssertionError("check " + checks + ": expected '" + words + "' in " + expected.getMessage());
     }
     throw new AssertionError("check " + checks + ": the server should have refused this");
   }
