@@ -50,6 +50,8 @@ from .wire import (
 MAX_STEP: Final = 1 << 63
 MAX_EXACT: Final = 1 << 53
 """Whole numbers up to here are doubles."""
+_RUN_NAMES: Final = frozenset({"run_id", "run_uuid"})
+"""A run's id and its former name, which counts only where the first is missing."""
 MAX_BULK_RUNS: Final = 100
 MAX_BULK_RESULTS: Final = 25_000
 MAX_INTERVAL_RESULTS: Final = 2_500
@@ -129,10 +131,27 @@ class GetMetricHistoryBulk(Message):
     max_results: Int32 | None = None
 
 
+def _plain_metric(fields: dict[str, Any]) -> tuple[str, tuple[str, float, int, int]] | None:
+    """Run id and point of a request as clients write it; None: it must be looked at field by field."""
+    run_id = fields.get("run_id")
+    if type(run_id) is not str or not run_id:
+        return None
+    points = _plain_points([{name: value for name, value in fields.items() if name not in _RUN_NAMES}])
+    return None if points is None else (run_id, points[0])
+
+
 async def _log_metric(backend: Backend, request: Request) -> Response:
-    message = await read(LogMetric, request)
-    run_id, key, value, timestamp = message.run_id, message.key, message.value, message.timestamp
-    assert run_id is not None and key is not None and value is not None and timestamp is not None  # required
+    check_content_type(request)
+    fields = json_fields(await request.body())
+    plain = _plain_metric(fields)
+    if plain is not None:
+        run_id, point = plain
+        await backend.active_run(run_id)
+        await backend.write(metric_batch(run_id, [point], now_ms()))
+        return Empty()
+    message = parse(LogMetric, fields)
+    run_id, key, value, timestamp = message.run_id or "", message.key, message.value, message.timestamp
+    assert key is not None and value is not None and timestamp is not None  # required
     step = message.step or 0
     check_metric(key, value, timestamp, step)
     state = await backend.active_run(run_id)

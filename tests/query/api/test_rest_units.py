@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="needs the server: pip install 'runstream[
 from runstream_query.api.artifact_root import ArtifactRoot, below, clean_path
 from runstream_query.api.errors import STATUS_OF, ApiError
 from runstream_query.api.event import Clock, metric_batch, value_seq
-from runstream_query.api.metrics import BatchMetric, LogMetric, _plain_points
+from runstream_query.api.metrics import BatchMetric, LogMetric, _plain_metric, _plain_points
 from runstream_query.api.search_text import page_offset, page_token
 from runstream_query.api.wire import parse
 from runstream_query.server.auth import AuthFile, AuthFileError
@@ -199,3 +199,28 @@ def test_points_without_models(metric: dict[str, object], plain: bool) -> None:
         model = BatchMetric.model_validate(metric)
         assert found == [(model.key, model.value, model.timestamp, model.step)] * 2
         assert isinstance(found[0][1], float)
+
+
+@pytest.mark.parametrize(
+    ("more", "plain"),
+    [
+        ({}, True),
+        ({"run_uuid": "other"}, True),
+        ({"run_id": ""}, False),
+        ({"run_id": 5}, False),
+        ({"runId": "other"}, False),
+        ({"model_id": "m"}, False),
+        ({"value": "NaN"}, False),
+        ({"step": None}, False),
+        ({"timestamp": -1}, False),
+        ({"key": "../x"}, False),
+    ],
+)
+def test_a_metric_without_models(more: dict[str, object], plain: bool) -> None:
+    """The short way of log-metric takes only what the model takes as it is, and finds the same run and point."""
+    fields = {"run_id": "r", "key": "k", "value": 0.5, "timestamp": 7, "step": 3} | more
+    found = _plain_metric(fields)
+    assert (found is not None) == plain
+    if found is not None:
+        model = parse(LogMetric, fields)
+        assert found == (model.run_id, (model.key, model.value, model.timestamp, model.step))
