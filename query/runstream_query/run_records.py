@@ -43,19 +43,15 @@ _INFO: Final = """SELECT 0 AS kind, run_id AS id, '' AS item,
 FROM ({rows})"""
 _PARAMS: Final = f"SELECT 1, run_id, key, toJSONString(first) FROM param_facts PREWHERE {_IDS}"
 _TAGS: Final = f"SELECT 2, run_id, key, toJSONString(latest) FROM run_tag_facts PREWHERE {_IDS}"
-_METRICS: Final = f"SELECT 3, run_id, key, toJSONString(last) FROM rollup PREWHERE {_IDS}"
+_METRICS: Final = f"""SELECT 3, run_id, key,
+    toJSONString((last.step, toUnixTimestamp64Milli(last.timestamp), toString(last.value), last.is_nan))
+FROM rollup PREWHERE {_IDS}"""
 _INPUTS: Final = f"""SELECT 4, run_id, name, toJSONString((digest, latest.source_type, latest.source, latest.schema,
     latest.profile, latest.context, latest.tags, latest.time_ms))
 FROM (SELECT run_id, name, digest, latest FROM input_facts FINAL PREWHERE {_IDS})"""
 _MODELS: Final = f"""SELECT 5, run_id, model_id, toJSONString((direction, step, logged_at))
 FROM (SELECT * FROM model_links FINAL PREWHERE {_IDS})"""
 _UNION: Final = "\nUNION ALL\n"
-_SETTINGS: Final = {
-    "date_time_output_format": "unix_timestamp",
-    "output_format_json_named_tuples_as_objects": "0",
-    "output_format_json_quote_64bit_integers": "0",
-    "output_format_json_quote_denormals": "1",
-}
 _MERGED_FROM: Final = 10
 """Runs from which on their own facts are merged in the store; for fewer planning that costs more than the rows."""
 
@@ -96,7 +92,7 @@ def fetch_records(store: Store, ids: Sequence[str], facts: Facts, *, metrics: bo
     if metrics:
         parts += [_METRICS] + [_INPUTS] * facts.any_inputs + [_MODELS] * facts.any_models
     by_id: dict[str, _Merging] = {each: _Merging(each) for each in ids}
-    for kind, run_id, item, text in store.rows(_UNION.join(parts), {"ids": list(ids)}, _SETTINGS):
+    for kind, run_id, item, text in store.rows(_UNION.join(parts), {"ids": list(ids)}):
         by_id[run_id].add(kind, item, text)
     return [record for each in by_id.values() if (record := each.record(facts)) is not None]
 
@@ -104,7 +100,7 @@ def fetch_records(store: Store, ids: Sequence[str], facts: Facts, *, metrics: bo
 def fetch_metrics(store: Store, ids: Sequence[str]) -> dict[str, dict[str, Point]]:
     """The newest point of each metric of each run of `ids` (at most `MAX_RECORDS`, each once), by key in order."""
     by_id: dict[str, _Merging] = {each: _Merging(each) for each in ids}
-    for kind, run_id, item, text in store.rows(_METRICS, {"ids": list(ids)}, _SETTINGS):
+    for kind, run_id, item, text in store.rows(_METRICS, {"ids": list(ids)}):
         by_id[run_id].add(kind, item, text)
     return {run_id: merging.points() for run_id, merging in by_id.items()}
 
@@ -121,26 +117,30 @@ class _Merging:
         self.run_id = run_id
         self.facts: list[Any] | None = None
         self.metrics: dict[str, tuple[int, int, float, int]] = {}
-        self.params: dict[str, list[Any]] = {}
-        self.tags: dict[str, list[Any]] = {}
+        self.params: dict[str, tuple[int, int, str]] = {}
+        self.tags: dict[str, tuple[int, int, str]] = {}
         self.inputs: list[tuple[int, str, DatasetInput]] = []
         self.models: list[tuple[str, int, str, int]] = []
 
     def add(self, kind: int, item: str, text: str) -> None:
         """One row, merged with what is known as the store would merge them."""
-        fields = from_json(text)
+        # Whether tuples come as objects and whole numbers as text is a matter of settings, which not everybody may set.
+        fields = _values(from_json(text))
         if kind == 3:
             step, time, value, nan = fields
-            # Whole numbers come without a point, and so lose the sign of zero.
-            value = float(value) if value or ",-0," not in text else -0.0
-            point = (int(step), int(time.replace(".", "")), value, nan)
+            point = (int(step), int(time), float(value), nan)
             self.metrics[item] = max(self.metrics.get(item, _NO_POINT), point)
         elif kind == 1:
-            self.params[item] = min(self.params.get(item, fields), fields)
+            param = (int(fields[0]), int(fields[1]), fields[2])
+            self.params[item] = min(self.params.get(item, param), param)
         elif kind == 2:
-            self.tags[item] = max(self.tags.get(item, fields), fields)
+            tag = (int(fields[0]), fields[1], fields[2])
+            self.tags[item] = max(self.tags.get(item, tag), tag)
         elif kind == 0:
-            self.facts = fields if self.facts is None else list(map(max, self.facts, fields))
+            *versioned, heartbeat, now = fields
+            each = [(int(first), *rest) for first, *rest in map(_values, versioned)]
+            merged = [*each, int(heartbeat), int(now)]
+            self.facts = merged if self.facts is None else list(map(max, self.facts, merged))
         elif kind == 4:
             self.inputs.append((int(fields[-1]), item, run_input(item, fields[:-1])))
         else:

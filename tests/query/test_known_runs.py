@@ -30,7 +30,7 @@ class FakeStore:
         self.hold: threading.Event | None = None
         self.entered = threading.Semaphore(0)
 
-    def rows(self, sql: str, parameters: Mapping[str, Any], settings: Any = None) -> list[tuple[int, str, str, str]]:
+    def rows(self, sql: str, parameters: Mapping[str, Any]) -> list[tuple[int, str, str, str]]:
         ids: Sequence[str] = parameters["ids"]
         self.statements.append(("all" if "run_facts" in sql else "metrics", list(ids)))
         number = len(self.statements)
@@ -48,7 +48,7 @@ class FakeStore:
             if "run_facts" in sql:
                 rows.append((0, each, "", info))
                 rows.append((1, each, "p", '[1,2,"text"]'))
-            rows.append((3, each, "m", f'[0,"0.001",{number},0]'))
+            rows.append((3, each, "m", f'[0,1,"{number}",0]'))
         return rows
 
 
