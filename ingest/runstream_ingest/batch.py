@@ -77,12 +77,12 @@ class Batch:
         for partition in partitions:
             self.positions.pop(partition, None)
 
-    def full(self, limits: BatchLimits) -> bool:
-        """Whether the batch must go before it takes in more."""
-        return (
-            self.body_bytes >= limits.max_batch_bytes
-            or self.body_bytes >= limits.max_batch_points * MIN_POINT_BYTES
-            or len(self.records) + len(self.blocks) + len(self.dead) >= limits.max_batch_records
+    def fullness(self, limits: BatchLimits) -> float:
+        """How near the batch is to the nearest of its limits; at 1 it must go before it takes in more."""
+        return max(
+            self.body_bytes / limits.max_batch_bytes,
+            self.body_bytes / (limits.max_batch_points * MIN_POINT_BYTES),
+            (len(self.records) + len(self.blocks) + len(self.dead)) / limits.max_batch_records,
         )
 
     def count(self) -> int:
@@ -128,6 +128,8 @@ class Pace:
 
     Many small inserts cost more CPU and parts than few large ones, but the first event after a pause should be visible
     at once. So the gap is short, and grows with what inserts cost and with the number of parts that wait to be merged.
+    A batch that fills up by itself while the one before is inserted needs no gap: near the limit of what the store
+    takes, every pause would be paid several times over.
     """
 
     def __init__(self, min_gap_seconds: float = 0.01, max_gap_seconds: float = 0.5) -> None:
@@ -140,14 +142,14 @@ class Pace:
         """The gap that holds now."""
         return self._gap
 
-    def inserted(self, seconds: float, max_parts: int) -> None:
+    def inserted(self, seconds: float, fullness: float, max_parts: int) -> None:
         """Learn from the insert that just ended.
 
         Args:
             seconds: how long it took.
+            fullness: of its batch, 1 for a full one; from a half on its cost asks for no gap.
             max_parts: active parts of the target that has the most; from 50 the gap grows, at 150 it is the longest.
         """
-        # Small inserts take at most a fifth of the time; while large ones run the next batch grows without any gap.
-        by_cost = min(4.0 * seconds, self._max / 2)
+        by_cost = 4.0 * seconds * max(0.0, 1.0 - 2.0 * fullness)  # small inserts take at most a fifth of the time
         by_parts = self._max * min(1.0, max(0, max_parts - 50) / 100)
         self._gap = min(self._max, max(self._min, by_cost, by_parts))

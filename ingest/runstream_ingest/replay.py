@@ -109,7 +109,7 @@ def _batches(
                 result.refused += 1
                 continue
             batch.add([record])
-            if batch.full(limits):
+            if batch.fullness(limits) >= 1.0:
                 yield batch.records
                 batch = Batch()
     if batch.records:

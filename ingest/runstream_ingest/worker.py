@@ -140,7 +140,7 @@ class Worker:
             self._looked_at_ends = 0.0
 
     def _hand_over(self) -> None:
-        full = self._open.full(self._settings.limits)
+        full = self._open.fullness(self._settings.limits) >= 1.0
         if self._open and not self._inserter.busy() and (full or self._inserter.due_in_seconds() <= 0):
             self._inserter.submit(self._open)
             self._open = Batch()
@@ -193,6 +193,7 @@ class _Inserter:
         self._identities = identities
         self._dead_letters = dead_letters
         self._metrics = metrics
+        self._limits = settings.limits
         self._pace = Pace(settings.min_gap_seconds, settings.flush_interval_seconds)
         self._condition = threading.Condition()
         self._batch: Batch | None = None
@@ -332,7 +333,7 @@ class _Inserter:
         )
         self._count_parts(ended)
         with self._condition:
-            self._pace.inserted(ended - started, self._parts)
+            self._pace.inserted(ended - started, batch.fullness(self._limits), self._parts)
             self._ended_at = time.monotonic()
             self._done.update({k: v for k, v in batch.positions.items() if k not in self._forgotten})
             self._batch = None

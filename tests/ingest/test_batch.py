@@ -87,7 +87,7 @@ def test_a_lost_partition_leaves_nothing_behind() -> None:
 def test_a_batch_is_full_at_each_limit(limits: BatchLimits, records: int) -> None:
     """Bytes, points (estimated from above) and records each close a batch."""
     batch = Batch()
-    while not batch.full(limits):
+    while batch.fullness(limits) < 1.0:
         batch.add([GOOD])
     assert len(batch.records) == records
 
@@ -96,15 +96,19 @@ def test_the_pace_is_quick_when_idle_and_slower_under_load() -> None:
     """The gap starts at the shortest, grows with cost and parts up to the longest, and falls again."""
     pace = Pace(0.01, 0.5)
     assert pace.gap_seconds == 0.01
-    pace.inserted(0.001, max_parts=0)
+    pace.inserted(0.001, 0.0, max_parts=0)
     assert pace.gap_seconds == 0.01
-    pace.inserted(0.05, max_parts=0)
+    pace.inserted(0.05, 0.0, max_parts=0)
     assert pace.gap_seconds == pytest.approx(0.2)
-    pace.inserted(0.001, max_parts=100)
-    assert pace.gap_seconds == pytest.approx(0.25)
-    pace.inserted(3.0, max_parts=0)
-    assert pace.gap_seconds == 0.25  # a large insert needs no long pause: the next batch is large already
-    pace.inserted(3.0, max_parts=1_000)
+    pace.inserted(0.05, 0.25, max_parts=0)
+    assert pace.gap_seconds == pytest.approx(0.1)
+    pace.inserted(3.0, 0.0, max_parts=0)
     assert pace.gap_seconds == 0.5
-    pace.inserted(0.001, max_parts=10)
+    pace.inserted(3.0, 0.6, max_parts=0)
+    assert pace.gap_seconds == 0.01, "the next batch is large already"
+    pace.inserted(0.001, 0.0, max_parts=100)
+    assert pace.gap_seconds == pytest.approx(0.25)
+    pace.inserted(3.0, 1.0, max_parts=1_000)
+    assert pace.gap_seconds == 0.5
+    pace.inserted(0.001, 0.0, max_parts=10)
     assert pace.gap_seconds == 0.01
