@@ -27,6 +27,8 @@ from .state import Appending, ExperimentState, Reading, Row, RunState
 
 STALE_SECONDS: Final = 5.0
 """Age above which a run's or experiment's state is read again, in the background."""
+REFRESH_TRIES: Final = 3
+"""Readings of a run that a write of this server may overtake before requests have to wait for one."""
 MAX_CACHED_RUNS: Final = 20_000
 MAX_CACHED_EXPERIMENTS: Final = 20_000
 
@@ -162,20 +164,28 @@ class Backend:
         return state
 
     async def _refresh_run(self, state: RunState) -> None:
-        if state.writing:  # the next use tries again
-            state.refreshing = False
-            return
-        generation = state.generation
         try:
-            fresh = await self.read_run(state.run_id)
+            for _ in range(REFRESH_TRIES):
+                while state.writing:  # what is read now may lack it
+                    await state.written.wait()
+                generation = state.generation
+                fresh = await self.read_run(state.run_id)
+                if self._runs.get(state.run_id) is not state:
+                    return
+                if state.generation == generation:
+                    break
+            else:  # it is written to without a pause: its next use waits for a reading
+                fresh = None
+                while state.writing:
+                    await state.written.wait()
+            if self._runs.get(state.run_id) is not state:
+                return
+            if fresh is None:
+                self.forget_run(state.run_id)
+            else:
+                self._runs[state.run_id] = fresh
         finally:
             state.refreshing = False
-        if self._runs.get(state.run_id) is not state or state.generation != generation:
-            return
-        if fresh is None:
-            self.forget_run(state.run_id)
-        else:
-            self._runs[state.run_id] = fresh
 
     # experiments
 

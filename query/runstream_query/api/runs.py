@@ -256,6 +256,7 @@ async def commit(backend: Backend, state: RunState, events: Sequence[Event]) -> 
     """Append events whose effect is noted in `state`; if that fails, the run is read again at its next use."""
     state.generation += 1
     state.writing += 1
+    state.written.clear()
     try:
         await backend.write(*events)
     except BaseException:
@@ -263,6 +264,8 @@ async def commit(backend: Backend, state: RunState, events: Sequence[Event]) -> 
         raise
     finally:
         state.writing -= 1
+        if not state.writing:
+            state.written.set()
 
 
 async def _set_stage(backend: Backend, request: Request, stage: str) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,6 +93,8 @@ class RunState:
     """Counts this server's writes, so that an older reading does not undo them."""
     writing: int = 0
     """Writes noted here that the log may not have yet: what is read meanwhile may lack them."""
+    written: asyncio.Event = field(default_factory=asyncio.Event, repr=False, compare=False)
+    """Set when the last of these has ended."""
     refreshing: bool = False
 
     def info(self) -> dict[str, Any]:
