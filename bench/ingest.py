@@ -125,7 +125,7 @@ def write_files(root: Path, bodies: list[bytes]) -> None:
     batch, limits, count = Batch(), BatchLimits(), 0
     for number, body in enumerate(bodies):
         batch.add([LogRecord("metrics", 0, number, number + 1, START_MS + number, None, FINGERPRINT, body)])
-        if batch.full(limits) or number == len(bodies) - 1:
+        if batch.fullness(limits) >= 1.0 or number == len(bodies) - 1:
             [framed] = frame(batch.records)
             (root / f"{count:06d}.avro").write_bytes(b"".join(framed.chunks))
             batch, count = Batch(), count + 1
