@@ -8,11 +8,10 @@ runs at once see `records` and `api.run_json`, for a server's reads `known_runs`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-
-from pydantic_core import from_json
 
 from runstream.entities import Dataset, DatasetInput, InputTag, RunInfo
 from runstream_schemas.limits import LOST_AFTER_SECONDS
@@ -125,7 +124,7 @@ class _Merging:
     def add(self, kind: int, item: str, text: str) -> None:
         """One row, merged with what is known as the store would merge them."""
         # Whether tuples come as objects and whole numbers as text is a matter of settings, which not everybody may set.
-        fields = _values(from_json(text))
+        fields = _values(json.loads(text))
         if kind == 3:
             step, time, value, nan = fields
             point = (int(step), int(time), float(value), nan)
