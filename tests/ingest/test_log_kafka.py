@@ -12,6 +12,7 @@ from runstream_ingest.log import LogError, LogRecord, Unreadable
 from runstream_ingest.log.kafka import KafkaLog
 from runstream_ingest.log.kafka_dead_letters import KafkaDeadLetters
 from runstream_ingest.log.kafka_topics import TopicsError, TopicSettings, ensure_topics
+from runstream_ingest.log.kafka_trouble import bounds, is_transient
 from runstream_schemas.kafka_address import KafkaAddress, KafkaSecurity
 from runstream_schemas.limits import MAX_MESSAGE_BYTES
 from runstream_schemas.names import SCHEMA_HEADER, consumer_group, topic
@@ -318,3 +319,20 @@ def test_topics_are_made_once_and_differences_are_told_field_by_field() -> None:
     with pytest.raises(TopicsError, match="RUNSTREAM_KAFKA_TOPIC_REPLICATION"):
         missing = KafkaAddress(address.brokers, f"t{time.time_ns()}")
         ensure_topics(missing, KafkaSecurity(), TopicSettings(replication=3))
+
+
+def test_a_topic_about_which_the_brokers_say_nothing_is_trouble_that_passes() -> None:
+    """In the moments of its deletion kafka-python fails with a KeyError; the watch says a little later what it is."""
+    from kafka import errors
+    from kafka.structs import TopicPartition
+
+    place = TopicPartition("gone", 0)
+
+    def silent(partitions: object, timeout_ms: int) -> dict[TopicPartition, int]:
+        answers: dict[TopicPartition, int] = {}
+        return {place: answers[place]}
+
+    with pytest.raises(errors.UnknownTopicOrPartitionError) as found:
+        bounds(silent, [place], 10)
+    assert is_transient(found.value)
+    assert bounds(lambda partitions, timeout_ms: {place: 7}, [place], 10) == {place: 7}

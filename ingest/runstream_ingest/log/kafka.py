@@ -21,6 +21,7 @@ from ..errors import SettingsError
 from . import LogError, LogItem, Positions, Unreadable
 from .kafka_dead_letters import KafkaDeadLetters
 from .kafka_records import deliver_batches
+from .kafka_trouble import bounds, is_transient
 from .kafka_watch import TopicWatch
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class KafkaLog:
         try:
             starts = self._starts(self._consumer, waiting, positions)
         except Exception as exc:
-            if not _is_transient(exc):
+            if not is_transient(exc):
                 raise
             self._say_away(exc)
             return  # they stay assigned; the worker's next round tries again
@@ -171,9 +172,9 @@ class KafkaLog:
         if self._consumer is None or not owned:
             return {}
         try:
-            ends = self._consumer.end_offsets([self._partition(place) for place in owned], timeout_ms=1_000)
+            ends = bounds(self._consumer.end_offsets, [self._partition(place) for place in owned], 1_000)
         except Exception as exc:  # away, or rebalancing: the last known ends are the best there is
-            if not _is_transient(exc):
+            if not is_transient(exc):
                 raise
             return {place: end for place, end in self._ends.items() if place in owned}
         self._ends = {(self._streams[at.topic], at.partition): int(end) for at, end in ends.items() if end is not None}
@@ -249,7 +250,7 @@ class KafkaLog:
                 **self._options,
             )
         except Exception as exc:
-            if not _is_transient(exc):
+            if not is_transient(exc):
                 raise LogError(f"Kafka at {self._address} cannot be used: {type(exc).__name__}: {exc}") from exc
             self._say_away(exc)
             return None
@@ -303,8 +304,8 @@ class KafkaLog:
     ) -> dict[Place, tuple[int, int]]:
         """Where to start and where the log begins, for each place."""
         partitions = {place: self._partition(place) for place in places}
-        begins = consumer.beginning_offsets(list(partitions.values()), timeout_ms=5_000)
-        ends = consumer.end_offsets(list(partitions.values()), timeout_ms=5_000)
+        begins = bounds(consumer.beginning_offsets, list(partitions.values()), 5_000)
+        ends = bounds(consumer.end_offsets, list(partitions.values()), 5_000)
         found = {}
         for place, partition in partitions.items():
             begin, end = int(begins[partition]), int(ends[partition])
@@ -399,7 +400,7 @@ class KafkaLog:
                 f"a topic was made anew, or the brokers lost records that were read already: {exc}; "
                 "see `runstream rebuild`"
             ) from exc
-        if _is_transient(exc):
+        if is_transient(exc):
             self._say_away(exc)
             time.sleep(0.05)  # a failing poll returns at once; do not spin
             return
@@ -413,8 +414,8 @@ class KafkaLog:
 
     def _out_of_range(self, consumer: KafkaConsumer, partition: TopicPartition) -> None:
         position = consumer.position(partition, timeout_ms=1_000)
-        begin = int(consumer.beginning_offsets([partition], timeout_ms=5_000)[partition])
-        end = int(consumer.end_offsets([partition], timeout_ms=5_000)[partition])
+        begin = int(bounds(consumer.beginning_offsets, [partition], 5_000)[partition])
+        end = int(bounds(consumer.end_offsets, [partition], 5_000)[partition])
         if position is None or begin <= position <= end:
             return
         if position > end:
@@ -477,26 +478,4 @@ def _listener(log: KafkaLog) -> Any:
 def _retention_gap(place: Place, offset: int, begin: int) -> Unreadable:
     return Unreadable(
         place[0], place[1], offset, begin, f"offsets {offset} to {begin - 1} are gone: the log's retention"
-    )
-
-
-def _is_transient(exc: BaseException) -> bool:
-    """Whether the brokers are away, changing over or rebalancing."""
-    from kafka import errors
-
-    transient = (
-        errors.RetriableError,
-        errors.KafkaConnectionError,
-        errors.KafkaTimeoutError,
-        errors.NodeNotReadyError,
-        errors.CommitFailedError,
-        errors.RebalanceInProgressError,
-        errors.IllegalGenerationError,
-        errors.UnknownMemberIdError,
-        errors.SaslAuthenticationFailedError,
-        OSError,
-    )
-    # A corrupt record counts as retriable there, but asking again gives the same.
-    return (isinstance(exc, transient) or bool(getattr(exc, "retriable", False))) and not isinstance(
-        exc, errors.CorruptRecordError
     )
