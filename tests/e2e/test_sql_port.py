@@ -21,7 +21,9 @@ import psutil
 import pytest
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 
+from runstream_ingest.local.engine import EngineSettings
 from runstream_schemas.layout import DataDirectory, ServerAddress
+from tests.services.process import wait_until
 
 from .mlflow_server import served
 from .sql_line import POINTS, RUNS, Line, Place, sql_line, wait_for
@@ -348,7 +350,7 @@ BOMBS = [
 
 @pytest.mark.parametrize("sql", BOMBS)
 def test_bombs_end_by_their_limits(line: Line, server: Place, sql: str) -> None:
-    """Of processor and of memory: refused or stopped, with a code; the store is there and not much larger."""
+    """Of processor and of memory: refused or stopped, with a code; the store is there and keeps to its bound."""
     process = psutil.Process(line.store.pid)
     began = time.monotonic()
     status, answer, _ = ask(server, "POST", sql.encode(), max_execution_time="3", default_format="Null")
@@ -356,8 +358,14 @@ def test_bombs_end_by_their_limits(line: Line, server: Place, sql: str) -> None:
     assert status == 200 or int(answer["x-clickhouse-exception-code"]) > 0
     assert time.monotonic() - began < 45
     assert process.is_running()
-    assert process.memory_info().rss < 3.5e9
-    assert ask(server, query="SELECT 1")[2] == b"1\n"
+
+    def answers_and_is_small() -> bool:
+        assert ask(server, query="SELECT 1")[2] == b"1\n"
+        return bool(process.memory_info().rss < bound)  # the allocator gives pages back by and by
+
+    # How much a bomb takes before its time is over depends on the machine; never more than one query may.
+    bound = EngineSettings().max_query_memory_bytes + 1_000_000_000
+    wait_until(answers_and_is_small, 60, f"the store's memory below {bound:,} bytes")
 
 
 def test_pages_of_other_sites_cannot_ask(server: Place) -> None:
