@@ -223,10 +223,9 @@ def revoke_grant(
 
 
 def _limits(entry: Any) -> str:
-    held = [f"{identity}:{permission}" for identity, permission in sorted(entry.experiments.items())]
-    if entry.default is not None:
-        held.append(f"others:{entry.default}")
-    return "".join(f"  {one}" for one in held)
+    with need("server"):
+        from runstream_query.server.auth import permissions_of
+    return "".join(f"  {one}" for one in permissions_of(entry))
 
 
 @auth.command("list")

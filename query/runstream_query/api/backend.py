@@ -166,8 +166,7 @@ class Backend:
     async def _refresh_run(self, state: RunState) -> None:
         try:
             for _ in range(REFRESH_TRIES):
-                while state.writing:  # what is read now may lack it
-                    await state.written.wait()
+                await state.settled()  # what is read before may lack a write
                 generation = state.generation
                 fresh = await self.read_run(state.run_id)
                 if self._runs.get(state.run_id) is not state:
@@ -176,8 +175,7 @@ class Backend:
                     break
             else:  # it is written to without a pause: its next use waits for a reading
                 fresh = None
-                while state.writing:
-                    await state.written.wait()
+                await state.settled()
             if self._runs.get(state.run_id) is not state:
                 return
             if fresh is None:

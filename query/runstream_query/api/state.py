@@ -97,6 +97,11 @@ class RunState:
     """Set when the last of these has ended."""
     refreshing: bool = False
 
+    async def settled(self) -> None:
+        """Wait until no write is on its way."""
+        while self.writing:
+            await self.written.wait()
+
     def info(self) -> dict[str, Any]:
         """MLflow's RunInfo."""
         info: dict[str, Any] = {

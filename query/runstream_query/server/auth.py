@@ -75,9 +75,10 @@ def _titled(content: AuthFile) -> dict[str, User | Token]:
     return titled | {f"token {identity} ({token.name})": token for identity, token in content.tokens.items()}
 
 
-def _held(entry: User | Token) -> str:
-    held = [f" {experiment}:{permission}" for experiment, permission in sorted(entry.experiments.items())]
-    return "".join(held) + ("" if entry.default is None else f" others:{entry.default}")
+def permissions_of(entry: User | Token) -> list[str]:
+    """`experiment id:permission` for each permission of their own, for people to read; `others:` is the default."""
+    held = [f"{experiment}:{permission}" for experiment, permission in sorted(entry.experiments.items())]
+    return held if entry.default is None else [*held, f"others:{entry.default}"]
 
 
 def _scrypt(password: str, salt: bytes) -> bytes:
@@ -182,14 +183,14 @@ class AuthFile:
         for title, entry in after.items():
             known = before.get(title)
             if known is None:
-                lines.append(f"{title} added: {entry.role}{_held(entry)}")
+                lines.append(f"{title} added: {' '.join([entry.role, *permissions_of(entry)])}")
                 continue
             if known.role != entry.role:
                 lines.append(f"{title}: {entry.role} instead of {known.role}")
             if isinstance(entry, User) and isinstance(known, User) and known.password != entry.password:
                 lines.append(f"{title}: another password")
             if (known.default, known.experiments) != (entry.default, entry.experiments):
-                lines.append(f"{title}: permissions are now{_held(entry) or ' those of the role'}")
+                lines.append(f"{title}: permissions are now {' '.join(permissions_of(entry)) or 'those of the role'}")
         return lines
 
     def save(self, path: Path) -> None:
