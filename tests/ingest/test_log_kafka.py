@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -186,6 +187,36 @@ def test_two_members_share_and_one_takes_over(join: Join) -> None:
     assert sorted(bodies(one.items) + bodies(other.items)) == list(range(200))
     other.log.close()
     until(lambda: (one.round(), len(one.owned) == 5)[1], 30, "all partitions at the member that is left")
+
+
+def test_a_group_is_joined_although_nobody_waits_when_the_brokers_answer(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kafka-python forgets such an assignment and joins anew: several workers under load never came to rest."""
+    from kafka.coordinator.base import BaseCoordinator
+
+    asked = []
+    original = BaseCoordinator._do_join_and_sync_async
+
+    async def slowly(coordinator: Any) -> bytes:
+        asked.append(coordinator)
+        assignment: bytes = await original(coordinator)
+        await coordinator._net.sleep(0.1)  # longer than the poll below
+        return assignment
+
+    monkeypatch.setattr(BaseCoordinator, "_do_join_and_sync_async", slowly)
+    address = shared_broker().prefix()
+    append(address, 0, 10)
+    member = join(address)
+
+    def answered() -> bool:
+        coordinator = member.log._consumer and member.log._consumer._coordinator
+        task = coordinator and coordinator._join_task
+        return task is None or task.is_done
+
+    until(lambda: (member.round(0.025), until(answered, 10), len(member.owned) == 2)[2], 20)
+    assert len(asked) == 2  # the first is told its member id alone
+    assert sorted(bodies(member.read(10))) == list(range(10))
 
 
 def test_what_was_taken_away_is_not_committed(join: Join) -> None:

@@ -20,6 +20,7 @@ from runstream_schemas.names import STREAMS, Stream, consumer_group, topic
 from ..errors import SettingsError
 from . import LogError, LogItem, Positions, Unreadable
 from .kafka_dead_letters import KafkaDeadLetters
+from .kafka_join import keep_assignments
 from .kafka_records import deliver_batches
 from .kafka_trouble import bounds, is_transient
 from .kafka_watch import TopicWatch
@@ -256,6 +257,7 @@ class KafkaLog:
             return None
         self._away = False
         deliver_batches(self._consumer, self._streams)
+        keep_assignments(self._consumer)
         self._consumer.subscribe(sorted(self._streams), listener=_listener(self))
         return self._consumer if self._know_topics(self._consumer) else None
 
