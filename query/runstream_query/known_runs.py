@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
 from .errors import QueryError
 from .facts import Facts
+from .remembering import Remembered
 from .run_records import MAX_RECORDS, Point, RunRecord, fetch_metrics, fetch_records
 from .store import Store
 from .visibility import Mark
 
-__all__ = ["KnownRuns"]
+__all__ = ["MAX_AGE_SECONDS", "KnownRuns"]
 
 MAX_BYTES: Final = 32 << 20
 """Of remembered runs, estimated."""
@@ -29,7 +29,7 @@ _ITEM_BYTES: Final = 250
 """A metric, param or tag as Python objects, without its text."""
 _MAX_CHARS: Final = 20_000
 """Of the ids of one statement."""
-_MAX_AGE_SECONDS: Final = 30.0
+MAX_AGE_SECONDS: Final = 30.0
 """Insurance: behind one address there may be replicas of which one was late when it was asked."""
 _ROUNDS_AT_ONCE: Final = 2
 """Statements: more of them cost more than they gain, for what waits meanwhile goes together in the next one."""
@@ -42,7 +42,6 @@ class _Known:
     mark: Mark
     record: RunRecord
     read_at: float
-    size: int
 
 
 class KnownRuns:
@@ -50,10 +49,7 @@ class KnownRuns:
 
     def __init__(self, store: Store, *, max_bytes: int = MAX_BYTES) -> None:
         self._store = store
-        self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._bytes = 0
+        self._known: Remembered[str, _Known] = Remembered(max_bytes)
         self._metrics: _Rounds[dict[str, Point]] = _Rounds(lambda ids, _: fetch_metrics(store, ids))
         self._records: _Rounds[RunRecord] = _Rounds(self._fetch)
 
@@ -65,15 +61,13 @@ class KnownRuns:
         """
         found: dict[str, RunRecord] = {}
         outdated: dict[str, _Known] = {}
-        with self._lock:
-            for each in ids:
-                known = self._usable(each, mark)
-                if known is not None:
-                    self._known.move_to_end(each)
-                    if known.mark == mark:
-                        found[each] = known.record
-                    else:
-                        outdated[each] = known
+        for each in ids:
+            known = self._usable(each, mark)
+            if known is not None:
+                if known.mark == mark:
+                    found[each] = known.record
+                else:
+                    outdated[each] = known
         began = time.monotonic()
         unknown = [each for each in ids if each not in found and each not in outdated]
         fresh = self._records.get(unknown, facts, mark.control) if unknown else {}
@@ -82,34 +76,23 @@ class KnownRuns:
             fresh |= {each: replace(known.record, metrics=metrics[each]) for each, known in outdated.items()}
         for each, record in fresh.items():
             read_at = outdated[each].read_at if each in outdated else began
-            self._remember(each, _Known(mark, record, read_at, _size(record)))
+            self._known.put(each, _Known(mark, record, read_at), _size(record))
         found |= fresh
         return [found[each] for each in ids if each in found]
 
     def without_metrics(self, ids: Sequence[str], facts: Facts, mark: Mark) -> list[RunRecord]:
         """The same, without metrics, inputs and models, or with; `mark` may be of control events alone."""
-        with self._lock:
-            found = [known.record for each in ids if (known := self._usable(each, mark)) is not None]
+        found = [known.record for each in ids if (known := self._usable(each, mark)) is not None]
         return found if len(found) == len(ids) else fetch_records(self._store, ids, facts, metrics=False)
 
     def _usable(self, run_id: str, mark: Mark) -> _Known | None:
         known = self._known.get(run_id)
         if known is None or known.mark.control != mark.control:
             return None
-        return known if time.monotonic() - known.read_at < _MAX_AGE_SECONDS else None
+        return known if time.monotonic() - known.read_at < MAX_AGE_SECONDS else None
 
     def _fetch(self, ids: Sequence[str], facts: Facts) -> dict[str, RunRecord]:
         return {record.info.run_id: record for record in fetch_records(self._store, ids, facts)}
-
-    def _remember(self, run_id: str, known: _Known) -> None:
-        if known.size > self._max_bytes // 10:
-            return
-        with self._lock:
-            before = self._known.pop(run_id, None)
-            self._bytes += known.size - (0 if before is None else before.size)
-            self._known[run_id] = known
-            while self._bytes > self._max_bytes:
-                self._bytes -= self._known.popitem(last=False)[1].size
 
 
 def _size(record: RunRecord) -> int:

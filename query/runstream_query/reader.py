@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -15,8 +16,9 @@ from . import artifacts, history, records, run_records, user_sql
 from .errors import ExperimentNotFound, InvalidQuery, RunNotFound
 from .facts import Facts, KnownFacts
 from .known_runs import KnownRuns
+from .known_searches import KnownSearches, Page
 from .search import token
-from .search.candidates import compile_candidates
+from .search.candidates import CandidateQuery, compile_candidates
 from .search.experiments import ExperimentQuery, compile_experiments
 from .search.parse import EXPERIMENTS, RUNS, parse_filter, parse_order
 from .search.runs import RunQuery, compile_runs
@@ -46,6 +48,7 @@ class Reader:
         self._visibility = visibility
         self._facts = KnownFacts(store)
         self._known_runs = KnownRuns(store)
+        self._known_searches = KnownSearches()
         _readers.add(self)
 
     # -- runs
@@ -116,21 +119,37 @@ class Reader:
         after = None if not page_token else token.decode(page_token, search, compiled(Facts(), None).sort)
         if not experiments:
             return [], None, Facts()
-        facts = self._facts.at(self._visibility.wait(STREAMS, patience))
-        query = compiled(facts, after)
-        rows = None
-        candidates = compile_candidates(experiments, tree, orders, facts, limit + 1, after)
-        if candidates is not None:
-            found = self._store.rows(candidates.sql, candidates.parameters)
-            among = list({row[0]: None for row in found})
-            if sum(map(len, among)) <= records.BULK_CHARS:
-                narrow = compiled(facts, after, among)
-                page = self._store.rows(narrow.sql, narrow.parameters) if among else []
-                rows = page if candidates.suffice(found, page, limit + 1) else None
-        if rows is None:
-            rows = self._store.rows(query.sql, query.parameters)
-        rows, following = self._cut(rows, query, search, limit)
-        return [row[0] for row in rows], following, facts
+        mark = self._visibility.wait(STREAMS, patience)
+        facts = self._facts.at(mark)
+        # The texts, not what they mean: quicker, and what is written alike is meant alike.
+        name = (*map(tuple, (experiments, order_by or ())), filter_string, view, limit, page_token, shown_root)
+        page = self._known_searches.at(name, mark)
+        if page is None:
+            began = time.monotonic()
+            query = compiled(facts, after)
+            candidates = compile_candidates(experiments, tree, orders, facts, limit + 1, after)
+            rows = None
+            if candidates is not None:
+                rows = self._among(candidates, lambda among: compiled(facts, after, among), limit + 1)
+            if rows is None:
+                rows = self._store.rows(query.sql, query.parameters)
+            rows, following = self._cut(rows, query, search, limit)
+            page = Page([row[0] for row in rows], following)
+            if not query.by_clock:
+                self._known_searches.remember(name, mark, page, by_metrics=query.by_metrics, began=began)
+        return list(page.ids), page.following, facts
+
+    def _among(
+        self, candidates: CandidateQuery, compiled: Callable[[Sequence[str]], RunQuery], limit: int
+    ) -> list[tuple[Any, ...]] | None:
+        """The search among the candidates; None: they do not suffice."""
+        found = self._store.rows(candidates.sql, candidates.parameters)
+        ids = list({row[0]: None for row in found})
+        if sum(map(len, ids)) > records.BULK_CHARS:
+            return None
+        query = compiled(ids)
+        rows = self._store.rows(query.sql, query.parameters) if ids else []
+        return rows if candidates.suffice(found, rows, limit) else None
 
     def get_run(self, run_id: str) -> Run:
         """One run, deleted ones too."""
@@ -353,6 +372,7 @@ class Reader:
         self._store.after_fork_in_child()
         self._visibility.after_fork_in_child()
         self._known_runs = KnownRuns(self._store)
+        self._known_searches = KnownSearches()
         renew = getattr(self._log, "after_fork_in_child", None)
         if renew is not None:
             renew()

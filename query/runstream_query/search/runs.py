@@ -66,6 +66,10 @@ class RunQuery:
     sql: str
     parameters: dict[str, Parameter]
     sort: Sort
+    by_metrics: bool
+    """Filter or order look at metrics."""
+    by_clock: bool
+    """The filter asks what time it is."""
 
 
 def compile_runs(
@@ -100,6 +104,7 @@ class _Compiler:
         self._needs_lifecycle = view is not ViewType.ALL and facts.any_lifecycle
         self._columns: dict[str, str] = {"experiment_id": _START["experiment_id"], "start_time": _START["start_time"]}
         self._joins: dict[tuple[str, str], _Join] = {}
+        self._by_clock = False
 
     def compile(
         self, tree: Filter | None, orders: Sequence[Order], limit: int, after: Sequence[int | float | str] | None
@@ -120,7 +125,8 @@ class _Compiler:
         if self._needs_lifecycle:
             lines += [self._lifecycle()]
         lines += [f"WHERE {' AND '.join(conditions) or '1'}", f"ORDER BY {sort.order_by()}", f"LIMIT {int(limit)}"]
-        return RunQuery("\n".join(lines), self._parameters.values, sort)
+        by_metrics = any(entity == "metric" for entity, _ in self._joins)
+        return RunQuery("\n".join(lines), self._parameters.values, sort, by_metrics, self._by_clock)
 
     def _base(self) -> str:
         columns = ", ".join(f"{expression} AS {name}" for name, expression in self._columns.items())
@@ -231,6 +237,7 @@ class _Compiler:
         return f"({compare_text(status, comparison, self._parameters)})"
 
     def _lost(self) -> str:
+        self._by_clock = True
         limit = f"toUnixTimestamp64Milli(now64(3)) - {LOST_AFTER_SECONDS * 1000}"
         return f"({self._column('status')} = 'RUNNING' AND {self._column('heartbeat')} < {limit})"
 
