@@ -11,6 +11,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST_ARGS ?=
+# Processes; most tests wait for others. Each that gets a Kafka test runs a broker of its own (400 MB).
+TEST_WORKERS ?= auto
 
 .PHONY: help demo demo-kafka test lint format bench clean
 
@@ -24,7 +26,7 @@ demo-kafka: ## The same through a real Kafka broker and worker, all stopped afte
 	@$(MAKE) --no-print-directory demo KAFKA=1
 
 test: $(VENV)/.dev ## All tests; Kafka tests need Java and Maven, and say so when they are skipped
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from importlib.metadata import version
+from typing import Any
 
 import hypothesis
 import pytest
@@ -29,8 +30,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A run that skipped what CI must not skip fails, even where every test that ran has passed."""
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:  # one of several processes (xdist): the one that reports must know
+        told["used"] = used.known()
     if exitstatus == pytest.ExitCode.OK and _forbidden():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A process of several has ended: take over what it used."""
+    for service, descriptions in getattr(node, "workeroutput", {}).get("used", {}).items():
+        for each in descriptions:
+            used.record(service, each)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

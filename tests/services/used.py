@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-_used: dict[str, str] = {}
+_used: dict[str, list[str]] = {}
 
 REQUIRED_ON_CI = ("kafka", "s3", "chdb", "go", "jdbc")
 """With CI=true a test that cannot get one of these fails instead of being skipped."""
@@ -12,16 +12,19 @@ REQUIRED_ON_CI = ("kafka", "s3", "chdb", "go", "jdbc")
 
 def record(service: str, description: str) -> None:
     """Remember that `service` was really used, in which form."""
-    known = _used.get(service)
-    if known is None:
-        _used[service] = description
-    elif description not in known.split(" + "):
-        _used[service] = f"{known} + {description}"
+    known = _used.setdefault(service, [])
+    if description not in known:
+        known.append(description)
+
+
+def known() -> dict[str, list[str]]:
+    """The forms in which each service was used."""
+    return _used
 
 
 def line() -> str:
     """For example `real services: kafka=Apache Kafka 4.1.0 local, s3=rclone v1.75.2 local`."""
-    return "real services: " + (", ".join(f"{name}={text}" for name, text in sorted(_used.items())) or "none")
+    return "real services: " + (", ".join(f"{name}={' + '.join(_used[name])}" for name in sorted(_used)) or "none")
 
 
 def must_not_skip(service: str) -> bool:
