@@ -138,7 +138,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
 
 @pytest.mark.parametrize(
     ("name", "bad"),
-    [pytest.param(name, bad, id=f"{name}: {str(bad)[:30]!a}") for name, (_, cases) in CALLS.items() for bad in cases],
+    [pytest.param(name, bad, id=f"{name}: {str(bad)[:19]!a}") for name, (_, cases) in CALLS.items() for bad in cases],
 )
 def test_bad_input_is_a_clear_error(recorded: Recording, name: str, bad: Any) -> None:
     """It raises at the call, says something of use, stays short, and leaves the same run active."""

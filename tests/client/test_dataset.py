@@ -107,7 +107,7 @@ def test_the_source_type_is_guessed(source: str, kind: str) -> None:
     assert describe("a", source=source).source_type == kind
 
 
-@pytest.mark.parametrize("value", [None, 3, "text", [1, 2], object()], ids=repr)
+@pytest.mark.parametrize("value", [None, 3, "text", [1, 2], object()], ids=lambda value: type(value).__name__)
 def test_what_is_no_data_set_is_refused(value: Any) -> None:
     """The error says what is taken."""
     with pytest.raises(InvalidInputError, match="DataFrame"):

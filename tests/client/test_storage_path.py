@@ -57,7 +57,7 @@ def test_legal_paths_have_one_spelling(given: object, clean: str) -> None:
         "a\ud800b",
         "s3://bucket/x",
         "x" * 1001,
-        temporary_name("model.bin"),
+        pytest.param(temporary_name("model.bin"), id="temporary"),
         b"bytes",
         None,
         3,
