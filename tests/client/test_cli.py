@@ -238,6 +238,8 @@ def test_metrics(cli: Cli) -> None:
     assert max(len(line) for line in picture.splitlines()) <= 60
     assert "loss" in picture and "199" in picture
     series = cli.json("metrics", "show", "run-0", "loss")["series"]["loss"]
+    narrow = json.loads(cli.ok("metrics", "show", "run-0", "loss", "--json", COLUMNS="40"))
+    assert narrow["series"]["loss"] == series
     assert len(series) == 200 and series[0] == {"step": 0.0, "mean": 1.0, "low": 1.0, "high": 1.0}
     assert "all are NaN" in cli.fails(1, "metrics", "show", "run-0", "odd")
 

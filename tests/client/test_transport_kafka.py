@@ -228,7 +228,9 @@ def test_a_clients_certificate_lets_it_in(tmp_path: Path, caplog: pytest.LogCapt
                 refused.send(events(1))
             assert caught.value.retryable
             refused.close(1)
-        assert open_kafka(str(address), security.environment).end_positions(10)[METRICS, 0] == 3
+        again = open_kafka(str(address), security.environment)
+        assert again.end_positions(10)[METRICS, 0] == 3
+        again.close(1)
 
 
 def test_a_token_from_an_oauth_endpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

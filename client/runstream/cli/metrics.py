@@ -12,7 +12,7 @@ import click
 
 from .command import Group, RunId, session_of
 from .failure import ExitCode, Failure
-from .output import Column, Output, terminal_width
+from .output import DEFAULT_WIDTH, Column, Output, terminal_width
 from .text import age, number, short_id
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def show(context: click.Context, run: str, key: tuple[str, ...], width: int | No
     if not keys:
         raise Failure(f"run {run_id} has no metrics", ExitCode.NOT_FOUND)
     _check_keys(keys, known, run_id)
-    columns = width or max(terminal_width(), 30)
+    # A script gets the same points wherever it runs.
+    columns = width or (DEFAULT_WIDTH if session.output.json else max(terminal_width(), 30))
     series = {name: bucketed(session, run_id, name, columns * 2) for name in keys}
     if session.output.json:
         session.output.value({"run_id": run_id, "series": series})

@@ -18,9 +18,11 @@ from typing import IO, Any, Final
 
 from .text import one_line
 
-__all__ = ["Column", "Output", "plain", "terminal_width"]
+__all__ = ["DEFAULT_WIDTH", "Column", "Output", "plain", "terminal_width"]
 
 
+DEFAULT_WIDTH: Final = 100
+"""Columns where there is no terminal."""
 _GAP: Final = 3
 """Characters between two columns of a table on a terminal."""
 
@@ -38,8 +40,8 @@ class Column:
 
 
 def terminal_width(stream: IO[str] | None = None) -> int:
-    """Columns to draw in: the terminal's, or COLUMNS, or 100 in a pipe."""
-    return shutil.get_terminal_size((100, 24)).columns
+    """Columns to draw in: the terminal's, or COLUMNS, or `DEFAULT_WIDTH` in a pipe."""
+    return shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
 
 
 def plain(value: Any) -> Any:
