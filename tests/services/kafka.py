@@ -51,9 +51,10 @@ class Broker:
 
 
 @pytest.fixture
-def collect_refused_sockets() -> Iterator[None]:
+def collect_refused_sockets(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """kafka-python leaves the sockets of refused connections to the collector: collect them where they were made."""
     yield
+    caplog.clear()  # its records hold connections
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
