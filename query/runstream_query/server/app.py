@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Final
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -30,6 +32,7 @@ from runstream_query.api.backend import Backend
 from runstream_query.api.errors import ApiError
 from runstream_query.api.routing import Endpoint, EndpointTable
 from runstream_query.api.wire import error_response, json_fields
+from runstream_query.local import IDLE_EXIT_SECONDS
 from runstream_query.store import Locator
 
 from .access_log import AccessLog
@@ -197,7 +200,11 @@ class Server:
                 spool_folder=parts.spool_folder,
             )
             executor.submit(parts.warm)
-            yield
+            keeping = asyncio.create_task(_keep_store(parts))
+            try:
+                yield
+            finally:
+                keeping.cancel()
         finally:
             self._backend = None
             if self._appender is not None:
@@ -211,6 +218,14 @@ class Server:
 
 
 logger = logging.getLogger("runstream.server")
+
+KEEP_STORE_SECONDS: Final = IDLE_EXIT_SECONDS / 3
+
+
+async def _keep_store(parts: Parts) -> None:
+    while True:
+        await asyncio.sleep(KEEP_STORE_SECONDS)
+        await asyncio.to_thread(parts.keep_store)
 
 
 async def _http_problem(_: Request, error: Exception) -> Response:

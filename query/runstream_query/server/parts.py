@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ class Parts:
     """The transport acknowledges within `send`."""
     sql: Locator | None
     """The store that answers SQL over HTTP, with a reader's rights; None where that is not offered."""
+    local: LocalStore | None
+    """The local store process that is read; None where it is a ClickHouse server."""
 
     def warm(self) -> None:
         """Bring the store up, so that the first request does not wait for it; trouble is told and left to requests."""
@@ -71,6 +74,13 @@ class Parts:
             self.reading.rows("SELECT 1", {}, ())
         except Exception as exc:
             logger.warning("the store does not answer yet: %s", exc)
+
+    def keep_store(self) -> None:
+        """Let a local store process know that somebody still needs it: it leaves after a minute without requests, and
+        the next reader would wait for its start. One that is gone is left to the next request. Blocks."""
+        if self.local is not None:
+            with contextlib.suppress(OSError):
+                self.local.status()
 
     def problems(self) -> list[str]:
         """What keeps the server from serving now, for people. Blocks."""
@@ -115,10 +125,7 @@ class _Fixed:
         return self._address
 
 
-def _sql_locator(settings: ServerSettings, addresses: Settings) -> Locator | None:
-    """Who answers SQL: never the credentials of RUNSTREAM_STORE_URI, which may be able to write."""
-    if settings.sql_uri is not None:
-        return _Fixed(StoreAddress.parse(settings.sql_uri))
+def _local_store(addresses: Settings) -> LocalStore | None:
     directory = addresses.data_directory
     if directory is None or addresses.store_uri is not None:
         return None
@@ -129,6 +136,7 @@ def open_parts(settings: ServerSettings) -> Parts:
     """Open the connections; the store is reached for at the first read."""
     addresses = client_settings(settings)
     root = artifact_root(addresses)
+    local = _local_store(addresses)
     spool: Path | None = None
     directory = addresses.data_directory
     if directory is not None:
@@ -142,7 +150,9 @@ def open_parts(settings: ServerSettings) -> Parts:
         artifacts=ArtifactRoot(root.rstrip("/"), served=settings.serve_artifacts),
         spool_folder=spool,
         immediate=directory is not None,
-        sql=_sql_locator(settings, addresses),
+        # Never the credentials of RUNSTREAM_STORE_URI, which may be able to write.
+        sql=local if settings.sql_uri is None else _Fixed(StoreAddress.parse(settings.sql_uri)),
+        local=local,
     )
 
 
