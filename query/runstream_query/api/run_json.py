@@ -8,6 +8,7 @@ Both give the same messages (tested).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from runstream_query.facts import Facts
@@ -17,6 +18,9 @@ from runstream_query.run_records import INFO, NOT_PURGED
 from .artifact_root import PROXY_SCHEME, ArtifactRoot
 from .state import Reading
 from .validation import MAX_DOUBLE
+
+_AT_ONCE: Final = 2
+"""Statements of one page: the store reads with few threads where a table is small, and JSON is written by one."""
 
 _SETTINGS: Final = {"output_format_json_escape_forward_slashes": "0"}
 
@@ -63,8 +67,10 @@ _MODELS: Final = """SELECT toUInt32(transform(toString(run_id), ids, arrayEnumer
     arrayStringConcat(arrayMap(item -> item.3, arraySort(groupArray((logged_at, model_id, {json})))), ',')
 FROM (SELECT * FROM model_links FINAL PREWHERE run_id IN ids) WHERE direction = '{direction}'
 GROUP BY run_id"""
-_MODEL_INPUT: Final = """concat('{"model_id":', toJSONString(model_id), '}')"""
-_MODEL_OUTPUT: Final = """concat('{"model_id":', toJSONString(model_id), ',"step":', toString(step), '}')"""
+_MODEL_LISTS: Final = {
+    "model_inputs": ("input", """concat('{"model_id":', toJSONString(model_id), '}')"""),
+    "model_outputs": ("output", """concat('{"model_id":', toJSONString(model_id), ',"step":', toString(step), '}')"""),
+}
 
 
 def run_json(reading: Reading, artifacts: ArtifactRoot, ids: Sequence[str], facts: Facts) -> list[bytes]:
@@ -84,38 +90,36 @@ class _Page:
         self._count = len(ids)
 
     def messages(self, artifacts: ArtifactRoot, facts: Facts) -> list[bytes]:
-        infos = self._lines(*_info(artifacts, facts))
-        if not any(infos):
-            return []
-        data = {
-            name: self._lines(_LINES + _JOINED.replace("{json}", json).replace("{rows}", rows))
-            for name, (json, rows) in _FACTS.items()
-        }
-        nothing = [b""] * self._count
-        inputs = {"dataset_inputs": self._lines(_INPUTS) if facts.any_inputs else nothing, "model_inputs": nothing}
-        outputs = nothing
+        wanted: dict[str, tuple[str, dict[str, object]]] = {"infos": _info(artifacts, facts)}
+        for name, (json, rows) in _FACTS.items():
+            wanted[name] = _LINES + _JOINED.replace("{json}", json).replace("{rows}", rows), {}
+        if facts.any_inputs:
+            wanted["dataset_inputs"] = _INPUTS, {}
         if facts.any_models:
-            models = {
-                direction: self._lines(_MODELS.replace("{direction}", direction).replace("{json}", json))
-                for direction, json in (("input", _MODEL_INPUT), ("output", _MODEL_OUTPUT))
-            }
-            inputs["model_inputs"], outputs = models["input"], models["output"]
+            for name, (direction, json) in _MODEL_LISTS.items():
+                wanted[name] = _MODELS.replace("{direction}", direction).replace("{json}", json), {}
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="runstream-page") as executor:
+            found = dict(zip(wanted, executor.map(lambda each: self._lines(*each), wanted.values()), strict=True))
+        nothing = [b""] * self._count
+        data = {name: found[name] for name in _FACTS}
+        inputs = {name: found.get(name, nothing) for name in ("dataset_inputs", "model_inputs")}
+        outputs = {"model_outputs": found.get("model_outputs", nothing)}
         return [
             b'{"info":%b,"data":{%b},"inputs":{%b},"outputs":{%b}}'
             % (
                 info,
                 _lists(data, place),
                 _lists(inputs, place),
-                _lists({"model_outputs": outputs}, place),
+                _lists(outputs, place),
             )
-            for place, info in enumerate(infos)
+            for place, info in enumerate(found["infos"])
             if info
         ]
 
-    def _lines(self, sql: str, parameters: dict[str, object] | None = None) -> list[bytes]:
+    def _lines(self, sql: str, parameters: dict[str, object]) -> list[bytes]:
         """The JSON of each run, in the order of the ids; empty where there is none."""
         found = [b""] * self._count
-        answer = self._reading.raw(_IDS + sql, "TSVRaw", {**self._parameters, **(parameters or {})}, _SETTINGS)
+        answer = self._reading.raw(_IDS + sql, "TSVRaw", {**self._parameters, **parameters}, _SETTINGS)
         for line in answer.split(b"\n"):
             number, _, json = line.partition(b"\t")
             if number:
