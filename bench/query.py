@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -159,20 +160,27 @@ def measure(root: Path, runs: int, points: int) -> None:
     a_run = reader.search_run_ids([table], max_results=1)[0][0]
     curves = [f"curve{number:03}" for number in range(100)]
 
-    def page(filter_string: str, order: list[str]) -> Callable[[], object]:
-        return lambda: reader.search_runs([table], filter_string, max_results=50, order_by=order)
+    fresh = itertools.count(1)
 
-    loss = "metrics.loss < 0.1"
+    def another(filter_string: str) -> str:
+        """The same with a digit far behind that is new: a reader remembers searches while nothing is logged."""
+        return filter_string.replace("0.1", f"0.1{next(fresh):06d}")
+
+    def page(filter_string: str, order: list[str]) -> Callable[[], object]:
+        return lambda: reader.search_runs([table], another(filter_string), max_results=50, order_by=order)
+
+    loss, any_time = "metrics.loss < 0.1", "attributes.start_time > 0.1"
     cases: list[tuple[str, str, Callable[[], object]]] = [
         (f"page of 50 of {runs:,} runs, metric filter and sort", "< 100", page(loss, ["metrics.loss"])),
         (
             "  the ids alone",
             "",
-            lambda: reader.search_run_ids([table], loss, max_results=50, order_by=["metrics.loss"]),
+            lambda: reader.search_run_ids([table], another(loss), max_results=50, order_by=["metrics.loss"]),
         ),
         ("  two filters, sorted by another metric", "", page(loss + " AND params.lr = '1'", ["metrics.metric3 DESC"])),
-        ("  newest first, no filter", "", page("", [])),
-        ("  in a small experiment", "", lambda: reader.search_runs([charts], max_results=50)),
+        ("  newest first", "", page(any_time, [])),
+        ("  the same again", "", lambda: reader.search_runs([table], loss, max_results=50, order_by=["metrics.loss"])),
+        ("  in a small experiment", "", lambda: reader.search_runs([charts], another(any_time), max_results=50)),
         (f"{points:,} points, 500 buckets", "< 200", lambda: reader.metric_buckets(["long"], ["loss"], 500)),
         (f"{points:,} points, LTTB to 1,000", "< 200", lambda: reader.metric_points(["long"], ["loss"], 1_000)),
         ("100 runs x 10,000 points, LTTB to 500", "58", lambda: reader.metric_points(curves, ["loss"], 500)),
