@@ -7,7 +7,7 @@ something else than metrics is. Searches that ask for the time (LOST) are not re
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,10 +43,10 @@ class KnownSearches:
     """Any thread, several at once."""
 
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
-        self._pages: Remembered[Hashable, _Known] = Remembered(max_bytes)
+        self._pages: Remembered[str, _Known] = Remembered(max_bytes)
 
-    def at(self, search: Hashable, mark: Mark) -> Page | None:
-        """The page that `search` names, as of `mark`; None: it must be searched."""
+    def at(self, search: str, mark: Mark) -> Page | None:
+        """The page that `search` (a fingerprint) names, as of `mark`; None: it must be searched."""
         known = self._pages.get(search)
         if known is None or known.mark.control != mark.control:
             return None
@@ -54,7 +54,7 @@ class KnownSearches:
             return None
         return known.page if time.monotonic() - known.read_at < MAX_AGE_SECONDS else None
 
-    def remember(self, search: Hashable, mark: Mark, page: Page, *, by_metrics: bool, began: float) -> None:
+    def remember(self, search: str, mark: Mark, page: Page, *, by_metrics: bool, began: float) -> None:
         """Keep `page`, found after `mark` became visible.
 
         Args:

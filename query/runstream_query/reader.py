@@ -121,8 +121,7 @@ class Reader:
             return [], None, Facts()
         mark = self._visibility.wait(STREAMS, patience)
         facts = self._facts.at(mark)
-        # The texts, not what they mean: quicker, and what is written alike is meant alike.
-        name = (*map(tuple, (experiments, order_by or ())), filter_string, view, limit, page_token, shown_root)
+        name = token.fingerprint(search, limit, page_token, shown_root)
         page = self._known_searches.at(name, mark)
         if page is None:
             began = time.monotonic()

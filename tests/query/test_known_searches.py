@@ -41,8 +41,8 @@ def test_memory_is_bounded() -> None:
     searches = KnownSearches(max_bytes=100_000)
     for number in range(1_000):
         page = Page([f"{number}"] * 10, None)
-        searches.remember(number, Mark(1, 1), page, by_metrics=True, began=time.monotonic())
-    known = [number for number in range(1_000) if searches.at(number, Mark(1, 1))]
+        searches.remember(str(number), Mark(1, 1), page, by_metrics=True, began=time.monotonic())
+    known = [number for number in range(1_000) if searches.at(str(number), Mark(1, 1))]
     assert 10 < len(known) < 100
     assert known[-1] == 999
 
@@ -70,8 +70,8 @@ def find(reader: Reader, logged: Logged) -> Find:
     """Searches the runs of one experiment."""
     experiment = logged.experiment("remembered")
 
-    def search(where: str = "", order: Sequence[str] = (), page: int = 10, token: str | None = None) -> Sequence[str]:
-        return reader.search_run_ids([experiment], where, ViewType.ACTIVE_ONLY, page, order, token)[0]
+    def search(where: str = "", order: Sequence[str] = (), page: int = 10) -> Sequence[str]:
+        return reader.search_run_ids([experiment], where, ViewType.ACTIVE_ONLY, page, order)[0]
 
     return search
 
